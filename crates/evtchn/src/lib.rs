@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Event channels (xen/event_channel.h): ports, bindings, the two-level and the FIFO layout, upcalls, polling.
+//!
+//! A domain's [`DomainEvents`] holds a table of [`port`]s that only grows, and one [`VcpuEvents`] per vCPU. Each port
+//! is one 64-bit atomic word with its own lock bit; whoever holds that bit of a bound port may touch the frames that
+//! the domain shares. Hence the safety argument: frames are given back only when no port is bound, so nobody can
+//! be writing to them.
+//!
+//! Lock order, outermost first: a domain's table, ports by (domain, port), FIFO queues by (vCPU, priority), then what
+//! [`Host::kick`] takes. Sending takes the far port's bit and, in the FIFO layout, a queue; never a domain-wide lock.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod bind;
+mod domain;
+mod fifo;
+mod op;
+mod poll;
+mod port;
+mod raise;
+#[cfg(test)]
+mod tests;
+mod vcpu;
+
+use core::ops::Deref;
+use core::sync::atomic::AtomicU64;
+use philoxen_abi::{DomId, Mfn, Result, VcpuId};
+
+pub use bind::Progress;
+pub use domain::{DomainEvents, Limits, PortInfo};
+pub use op::{Caller, event_channel_op, event_channel_op_compat};
+pub use poll::{Poll, poll};
+pub use port::State;
+pub use vcpu::VcpuEvents;
+
+/// A frame as the hypervisor sees it: 512 words that guests may change at any time.
+pub type Words = [AtomicU64; 512];
+
+/// Access to frames.
+pub trait Frames {
+    /// The contents of a frame of RAM. Called only for frames that are pinned or belong to the hypervisor.
+    fn words(&self, mfn: Mfn) -> &Words;
+
+    /// Takes a reference to frame `mfn` of domain `dom` and a writable type reference, so that it can neither become a
+    /// page table nor leave the domain until [`Frames::unpin`].
+    ///
+    /// # Errors
+    /// `EINVAL` if the frame is not the domain's or cannot be writable.
+    fn pin(&self, dom: DomId, mfn: Mfn) -> Result<()>;
+
+    /// Gives back what [`Frames::pin`] took.
+    fn unpin(&self, dom: DomId, mfn: Mfn);
+}
+
+/// What event channels need from the rest of the hypervisor.
+pub trait Host: Frames {
+    /// Keeps a domain alive while its events are used.
+    type Ref<'a>: Deref<Target = DomainEvents>
+    where
+        Self: 'a;
+
+    /// The events of domain `id`, if there is such a domain.
+    fn domain(&self, id: DomId) -> Option<Self::Ref<'_>>;
+
+    /// Event state of a vCPU changed from nothing pending to pending, or its poll ended: unblock it, and make it look if
+    /// it runs on another processor. Called with a port's lock bit held: must not call back into this crate.
+    fn kick(&self, dom: DomId, vcpu: VcpuId);
+
+    /// True if `dom` may use physical interrupt `pirq`.
+    fn pirq_permitted(&self, dom: DomId, pirq: u32) -> bool;
+
+    /// Starts delivery of `pirq` to `dom` (from now on [`DomainEvents::raise_pirq`] may be called).
+    ///
+    /// # Errors
+    /// The reason why the line cannot be bound, such as `EBUSY` for a line that somebody uses unshared.
+    fn bind_pirq(&self, dom: DomId, pirq: u32, share: bool) -> Result<()>;
+
+    /// Stops delivery of `pirq` to `dom`.
+    fn unbind_pirq(&self, dom: DomId, pirq: u32);
+
+    /// The port of `pirq` now notifies `vcpu`: a hint for routing.
+    fn route_pirq(&self, dom: DomId, pirq: u32, vcpu: VcpuId) {
+        let _ = (dom, pirq, vcpu);
+    }
+}
+
+/// Word `index` of a frame; the index wraps at the end of the frame.
+#[inline(always)]
+pub(crate) fn word(words: &Words, index: usize) -> &AtomicU64 {
+    words.get(index & 511).unwrap_or(&words[0])
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The GDT and LDT windows: the running vCPU's descriptor frames, mapped into this processor's area.
+//!
+//! A window shows frames that hold the segment-descriptor type reference of the vCPU that runs here, so every descriptor
+//! the processor can load from it was checked (paging's type rules). Windows change only on their own processor, at a
+//! vCPU switch or for the running vCPU.
+
+use super::percpu;
+use super::tables;
+use crate::memory;
+use philoxen_abi::{Mfn, PAGE_SIZE};
+
+/// Guest pages of a GDT window: up to selector 0xe000.
+pub const GDT_PAGES: usize = 14;
+/// Pages of an LDT window: 8192 descriptors.
+pub const LDT_PAGES: usize = 16;
+
+/// Makes the first pages of this processor's GDT show `frames` (segment-descriptor typed); the rest is unmapped.
+pub fn set_gdt(frames: &[Mfn]) {
+    let base = percpu::gdt_window(percpu::cpu_id());
+    for page in 0..GDT_PAGES {
+        let va = base + page as u64 * PAGE_SIZE;
+        match frames.get(page) {
+            Some(mfn) => memory::map_hypervisor_page(va, mfn.addr(), memory::RW),
+            None => memory::unmap_hypervisor_page(va),
+        }
+    }
+}
+
+/// Makes this processor's LDT `entries` descriptors long, with no page mapped yet; 0 means none.
+pub fn set_ldt(entries: u64) {
+    let cpu = percpu::cpu_id();
+    for page in 0..LDT_PAGES as u64 {
+        memory::unmap_hypervisor_page(percpu::ldt_window(cpu) + page * PAGE_SIZE);
+    }
+    tables::set_ldt(cpu, entries.min(8192));
+}
+
+/// Shows `frame` (segment-descriptor typed) as page `page` of this processor's LDT.
+pub fn map_ldt_page(page: usize, frame: Mfn) {
+    if page < LDT_PAGES {
+        let va = percpu::ldt_window(percpu::cpu_id()) + page as u64 * PAGE_SIZE;
+        memory::map_hypervisor_page(va, frame.addr(), memory::RW);
+    }
+}
+
+/// Page of this processor's LDT that address `va` lies in, if it lies in the LDT window.
+pub fn ldt_page_of(va: u64) -> Option<usize> {
+    let offset = va.checked_sub(percpu::ldt_window(percpu::cpu_id()))?;
+    let page = (offset / PAGE_SIZE) as usize;
+    (page < LDT_PAGES).then_some(page)
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU's whole state as `struct vcpu_guest_context` (xen/arch-x86/xen.h) has it: for `VCPUOP_initialise`.
+
+use crate::domain::Domain;
+use crate::host::Hv;
+use crate::syscall::budget;
+use crate::vcpu::{Vcpu, VcpuState};
+use alloc::boxed::Box;
+use core::sync::atomic::Ordering;
+use philoxen_abi::arch::{self, VcpuGuestContext};
+use philoxen_abi::{Errno, GuestMemory, GuestVa, Mfn, Result, callback};
+use philoxen_hw::cpu::guest::LoadedGuest;
+use philoxen_hw::cpu::state::Segments;
+use philoxen_paging::mmuext;
+use philoxen_paging::validate::{self, Stop};
+use philoxen_pv::Regs;
+
+/// `VCPUOP_initialise(vcpu, context)`.
+///
+/// # Errors
+/// `EEXIST` if it has been initialised, `EINVAL` for a state it cannot have, `EFAULT`, `ENOMEM`; or "again" while its page
+/// tables are being validated.
+pub fn initialise(domain: &Domain, vcpu: &Vcpu, arg: GuestVa) -> core::result::Result<(), Stop> {
+    if vcpu.initialised.load(Ordering::Acquire) {
+        return Err(Errno::EEXIST.into());
+    }
+    // Five kilobytes: on the heap, not on the hypervisor's stack.
+    let context: Box<VcpuGuestContext> = Box::new(LoadedGuest.read(arg)?);
+    let state = build(domain, vcpu, &context)?;
+    let mut parked = vcpu.parked.lock();
+    if vcpu.initialised.swap(true, Ordering::AcqRel) {
+        release_gdt(&state);
+        return Err(Errno::EEXIST.into());
+    }
+    *parked = Some(state);
+    Ok(())
+}
+
+/// The private state that `context` describes, with references to its GDT and page tables taken.
+fn build(domain: &Domain, vcpu: &Vcpu, context: &VcpuGuestContext) -> core::result::Result<Box<VcpuState>, Stop> {
+    let regs = Regs::from_context(&context.user_regs).ok_or(Errno::EINVAL)?;
+    let mut state = VcpuState::new(regs);
+    state.pv.in_kernel = context.flags & arch::VGCF_IN_KERNEL != 0;
+    for trap in &context.trap_ctxt {
+        if trap.address != 0 {
+            state.pv.set_gate(trap)?;
+        }
+    }
+    state.pv.kernel_ss = context.kernel_ss as u16 | 3;
+    state.pv.kernel_sp = context.kernel_sp;
+    set_callbacks(&mut state, context)?;
+    for (number, value) in (0..).zip(context.debugreg) {
+        if value != 0 && !matches!(number, 4 | 5) {
+            state.debug.write(number, value, true)?;
+        }
+    }
+    if context.flags & arch::VGCF_I387_VALID != 0 {
+        state.fpu.set_legacy(&context.fpu_ctxt);
+    }
+    let user = &context.user_regs;
+    state.segments = Segments {
+        selectors: [user.ds, user.es, user.fs, user.gs],
+        fs_base: context.fs_base,
+        gs_kernel: context.gs_base_kernel,
+        gs_user: context.gs_base_user,
+    };
+    state.ldt_base = GuestVa(context.ldt_base);
+    state.ldt_entries = context.ldt_ents;
+    if context.ldt_ents > arch::MAX_LDT_ENTRIES {
+        return Err(Errno::EINVAL.into());
+    }
+    take_gdt(&mut state, domain, context)?;
+    let result = take_roots(domain, vcpu, context);
+    if result.is_err() {
+        release_gdt(&state);
+    }
+    result.map(|()| state)
+}
+
+fn set_callbacks(state: &mut VcpuState, context: &VcpuGuestContext) -> Result<()> {
+    let mask = |bit: u64| if context.flags & bit != 0 { callback::CALLBACKF_MASK_EVENTS } else { 0 };
+    let callbacks = [
+        (callback::CALLBACKTYPE_EVENT, 0, context.event_callback_eip),
+        (callback::CALLBACKTYPE_FAILSAFE, mask(arch::VGCF_FAILSAFE_DISABLES_EVENTS), context.failsafe_callback_eip),
+        (callback::CALLBACKTYPE_SYSCALL, mask(arch::VGCF_SYSCALL_DISABLES_EVENTS), context.syscall_callback_eip),
+    ];
+    callbacks.into_iter().try_for_each(|(kind, flags, address)| state.pv.register_callback(kind, flags, address))
+}
+
+fn take_gdt(state: &mut VcpuState, domain: &Domain, context: &VcpuGuestContext) -> Result<()> {
+    if context.gdt_ents > arch::FIRST_RESERVED_GDT_ENTRY as u64 {
+        return Err(Errno::EINVAL);
+    }
+    let pages = context.gdt_ents.div_ceil(512) as usize;
+    for &frame in context.gdt_frames.iter().take(pages) {
+        let taken = validate::get_page_segdesc(Hv, Mfn(frame), domain.id);
+        if taken.is_err() || state.gdt.try_push(Mfn(frame)).is_err() {
+            release_gdt(state);
+            return Err(Errno::EINVAL);
+        }
+    }
+    state.gdt_entries = context.gdt_ents;
+    Ok(())
+}
+
+fn release_gdt(state: &VcpuState) {
+    state.gdt.iter().for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
+}
+
+/// Frame number in a PV CR3 value (`xen_cr3_to_pfn`): the upper part is folded into the low twelve bits.
+const fn cr3_frame(cr3: u64) -> Mfn {
+    Mfn(cr3 >> 12 | (cr3 & 0xfff) << 52)
+}
+
+fn take_roots(domain: &Domain, vcpu: &Vcpu, context: &VcpuGuestContext) -> core::result::Result<(), Stop> {
+    let [_, user, _, kernel, ..] = context.ctrlreg;
+    // Bit 0 of the user root only says that it is valid.
+    let user = (user & !1 != 0).then(|| cr3_frame(user & !1));
+    mmuext::set_roots(Hv, &domain.memory, &vcpu.roots, cr3_frame(kernel), user, &mut budget())
+}

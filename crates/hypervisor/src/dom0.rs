@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Builds Domain 0 from the boot loader's modules: the first is its kernel, the second, if any, its ramdisk.
+
+use crate::domain::{self, Domain};
+use crate::host::Hv;
+use crate::irq::{DomainPirqs, IRQS};
+use crate::vcpu::{Vcpu, VcpuState};
+use crate::{schedule, smp, time};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use philoxen_abi::arch::CpuidRegs;
+use philoxen_abi::hypercall::Budget;
+use philoxen_abi::start_info::{TextMode, VgaConsoleInfo};
+use philoxen_abi::{DomId, Errno, Mfn, VcpuId, version};
+use philoxen_builder::{self as builder, BuildError, Entry, Extent, Flavour, Identity, Kernel, P2m, Plan, Request, Target};
+use philoxen_domain::clock::Scale;
+use philoxen_domain::lifecycle::Lifecycle;
+use philoxen_domain::options::Options;
+use philoxen_evtchn::{DomainEvents, Limits};
+use philoxen_hw::boot::{BootInfo, Screen};
+use philoxen_hw::cpu::{asm, features};
+use philoxen_hw::memory::{self, ModuleMemory};
+use philoxen_hw::{dev, info};
+use philoxen_paging::buddy::MAX_ORDER;
+use philoxen_paging::validate::Stop;
+use philoxen_paging::word::Kind;
+use philoxen_paging::{DomainMemory, mmuext, reservation};
+use philoxen_physdev::pci_ports::PciPorts;
+use philoxen_pv::cpuid::{CpuidConfig, CpuidPolicy};
+use philoxen_pv::msr::MsrPolicy;
+use philoxen_pv::{PvCpu, Regs};
+
+/// Memory kept from Domain 0 unless `dom0_mem=` says otherwise: for the hypervisor's heap, 1/256 of RAM within bounds.
+const RESERVE_MIN: u64 = 4 << 20;
+const RESERVE_MAX: u64 = 64 << 20;
+/// Event channels of Domain 0: the FIFO layout's limit.
+const MAX_PORT: u32 = (1 << 17) - 1;
+/// Power management that is Domain 0's business (`XEN_PROCESSOR_PM_CX | XEN_PROCESSOR_PM_PX`).
+const PM: u8 = 3;
+const MIB: u64 = 1 << 20;
+
+/// Why Domain 0 cannot be built.
+pub enum Failure {
+    /// The boot loader passed no modules.
+    NoKernel,
+    /// The ramdisk lies where we cannot give it away.
+    BadRamdisk,
+    /// The image or its layout.
+    Build(BuildError),
+    /// The machine has less than this many MiB more to give.
+    TooLittleMemory(u64),
+    /// The kernel's initial page tables were refused, or a table could not be made.
+    Refused(Errno),
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        Self::Build(error)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Self::Refused(errno)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoKernel => f.write_str("no Domain 0 kernel: the boot loader passed no module"),
+            Self::BadRamdisk => f.write_str("the ramdisk module is not page-aligned RAM"),
+            Self::Build(error) => write!(f, "Domain 0 kernel: {error}"),
+            Self::TooLittleMemory(mib) => write!(f, "too little memory for Domain 0: {mib} MiB cannot be had"),
+            Self::Refused(errno) => write!(f, "Domain 0 could not be made (error {})", errno.0),
+        }
+    }
+}
+
+/// Builds Domain 0 and makes its first vCPU runnable.
+pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure> {
+    let mut modules = memory::take_modules().into_iter();
+    let kernel_module = modules.next().ok_or(Failure::NoKernel)?;
+    let ramdisk = modules.next();
+    let cmdline = boot_info.modules().next().map_or("", |module| module.cmdline);
+    let start = time::now();
+    let image = builder::unpack(kernel_module.bytes())?;
+    let unpacked = time::now();
+    let kernel = Kernel::parse(&image)?;
+    let ramdisk_len = ramdisk.as_ref().map_or(0, |module| module.range().end - module.range().start);
+    let flavour = Flavour::Dom0 { vga: screen(boot_info), pm: PM };
+    let spare = (image.len() as u64 + kernel_module.bytes().len() as u64) / philoxen_abi::PAGE_SIZE;
+    let nr_pages = size(options, spare, ramdisk_len.div_ceil(philoxen_abi::PAGE_SIZE));
+    let request = Request { kernel: &kernel, ramdisk_len, cmdline: cmdline.as_bytes(), nr_pages, flavour };
+    let plan = Plan::new(&request)?;
+
+    let domain = create(options, nr_pages)?;
+    let mut frames = Frames { domain: &domain.memory, extents: Vec::new() };
+    // First what the kernel is loaded into; then its file can go, and its memory be Domain 0's as well.
+    let first = kernel.end.div_ceil(philoxen_abi::PAGE_SIZE);
+    frames.allocate(first)?;
+    let mut loaded = P2m::with_capacity(frames.extents.len());
+    frames.extents.iter().for_each(|extent| loaded.push(*extent));
+    builder::load_segments(&mut Copy, &kernel, &plan, &loaded)?;
+    drop(kernel);
+    drop(image);
+    kernel_module.release();
+    frames.allocate(plan.frames_needed().saturating_sub(first))?;
+    let ramdisk = ramdisk.map(|module| give_ramdisk(&domain.memory, module)).transpose()?;
+    let p2m = P2m::for_plan(&plan, frames.extents.iter().copied(), ramdisk)?;
+    let identity = Identity { shared_info: domain.shared_info, cmdline: cmdline.as_bytes(), flavour };
+    let l4 = builder::build(&mut Copy, &plan, &p2m, identity)?;
+    publish_m2p(&p2m);
+    finish(&domain, l4, &plan.entry)?;
+    info!(
+        "Domain 0: {} MiB, {} vCPUs; kernel unpacked in {} ms",
+        nr_pages * philoxen_abi::PAGE_SIZE / MIB,
+        domain.vcpus.len(),
+        (unpacked - start) / 1_000_000
+    );
+    info!("bench: dom0 entry at {} us, decompression {} us", time::now() / 1000, (unpacked - start) / 1000);
+    Ok(())
+}
+
+/// Pages for Domain 0: what `dom0_mem=` asks, or everything but a reserve. `spare` pages will be freed while it is built.
+fn size(options: &Options<'_>, spare: u64, ramdisk_pages: u64) -> u64 {
+    let free = memory::buddy().lock().free_frames();
+    let available = (free + spare + ramdisk_pages) * philoxen_abi::PAGE_SIZE;
+    let reserve = (memory::total_ram() / 256).clamp(RESERVE_MIN, RESERVE_MAX);
+    let usable = available.saturating_sub(reserve);
+    let resolve = |amount: Option<philoxen_domain::options::Amount>| amount.map(|amount| amount.resolve(available));
+    let mut bytes = resolve(options.dom0_mem).unwrap_or(usable);
+    if let Some(max) = resolve(options.dom0_mem_max) {
+        bytes = bytes.min(max);
+    }
+    if let Some(min) = resolve(options.dom0_mem_min) {
+        bytes = bytes.max(min);
+    }
+    bytes.min(usable) / philoxen_abi::PAGE_SIZE
+}
+
+fn screen(boot_info: &BootInfo) -> Option<VgaConsoleInfo> {
+    match boot_info.screen {
+        Screen::Text { columns, rows, font_height, cursor_x, cursor_y } => Some(VgaConsoleInfo::text(TextMode {
+            font_height,
+            cursor_x,
+            cursor_y,
+            rows,
+            columns,
+        })),
+        _ => None,
+    }
+}
+
+/// The domain without memory.
+fn create(options: &Options<'_>, nr_pages: u64) -> Result<Arc<Domain>, Failure> {
+    let max = options.dom0_mem_max.map_or(u64::MAX, |max| {
+        (max.resolve(memory::total_ram()) / philoxen_abi::PAGE_SIZE).max(nr_pages)
+    });
+    let memory = DomainMemory::new(DomId::DOM0, true, max);
+    let shared_info = reservation::alloc_shared(Hv, &memory).ok_or(Errno::ENOMEM)?;
+    memory.set_shared_info(shared_info);
+    let count = options.dom0_max_vcpus.unwrap_or(smp::cpus() as u32).clamp(1, MAX_DOM0_VCPUS);
+    let mut vcpus = Vec::with_capacity(count as usize);
+    for id in 0..count {
+        vcpus.push(Vcpu::new(VcpuId(id), schedule::new_key()?));
+    }
+    let pirqs = DomainPirqs::new(DomId::DOM0, &IRQS)?;
+    let limits = Limits { vcpus: count, max_port: MAX_PORT, pirqs: pirqs.nr_pirqs() };
+    let cpuid = CpuidPolicy::new(&cpuid_config(), host_cpuid);
+    let domain = Arc::new(Domain {
+        id: DomId::DOM0,
+        privileged: true,
+        life: Lifecycle::new(),
+        events: DomainEvents::new(DomId::DOM0, shared_info, limits)?,
+        memory,
+        pirqs,
+        pci: PciPorts::new(),
+        shared_info,
+        vcpus,
+        msrs: MsrPolicy::new(&cpuid),
+        cpuid,
+        assists: AtomicU64::new(0),
+        watchdogs: Default::default(),
+    });
+    domain::add(domain.clone());
+    schedule::register(&domain);
+    Ok(domain)
+}
+
+/// Most vCPUs of Domain 0 (`vcpu_info` of the first 32 lies in `shared_info`).
+const MAX_DOM0_VCPUS: u32 = 32;
+
+fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidRegs {
+    let [a, b, c, d] = asm::cpuid(leaf, subleaf);
+    CpuidRegs { a, b, c, d }
+}
+
+fn cpuid_config() -> CpuidConfig {
+    let hz = dev::timer::tsc_hz();
+    let scale = Scale::from_frequency(hz);
+    CpuidConfig {
+        hardware_domain: true,
+        xcr0: features::xcr0_supported(),
+        fsgsbase: false,
+        null_clears_base: features::null_clears_base(),
+        tsc_reliable: smp::tsc_is_stable(),
+        tsc_khz: u32::try_from(hz / 1000).unwrap_or(u32::MAX),
+        tsc_scale: (scale.mul, scale.shift),
+        machine_address_bits: memory::address_bits(),
+        version: version::VERSION,
+    }
+}
+
+/// Domain 0's memory while it is being allocated.
+struct Frames<'a> {
+    domain: &'a DomainMemory,
+    extents: Vec<Extent>,
+}
+
+impl Frames<'_> {
+    /// Takes `pages` more frames in the largest blocks there are.
+    fn allocate(&mut self, mut pages: u64) -> Result<(), Failure> {
+        let mut order = MAX_ORDER;
+        while pages != 0 {
+            order = order.min(63 - pages.leading_zeros());
+            let block = memory::buddy().lock().alloc_block(memory::frames(), order, 0);
+            let Some(block) = block else {
+                if order == 0 {
+                    return Err(Failure::TooLittleMemory(pages * philoxen_abi::PAGE_SIZE / MIB));
+                }
+                order -= 1;
+                continue;
+            };
+            let count = 1u64 << order;
+            reservation::assign_frames(Hv, self.domain, block.start, count)?;
+            self.extents.push(Extent { start: block.start, count });
+            pages -= count;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the ramdisk's own frames Domain 0's: nothing is copied.
+fn give_ramdisk(memory: &DomainMemory, module: ModuleMemory) -> Result<Extent, Failure> {
+    let (start, count) = module.into_frames().ok_or(Failure::BadRamdisk)?;
+    reservation::assign_frames(Hv, memory, start, count)?;
+    Ok(Extent { start, count })
+}
+
+/// Writes into the new domain's frames through the direct map.
+struct Copy;
+
+impl Target for Copy {
+    fn write(&mut self, at: Mfn, offset: u64, data: &[u8]) {
+        memory::copy_to_frames(at, offset, data);
+    }
+    fn zero(&mut self, at: Mfn, offset: u64, len: u64) {
+        // Whole pages at once, the rest by words of zeroes.
+        const ZEROES: [u8; 4096] = [0; 4096];
+        let (mut at, mut offset, mut len) = (at, offset, len);
+        while len != 0 {
+            if offset == 0 && len >= philoxen_abi::PAGE_SIZE {
+                let pages = len / philoxen_abi::PAGE_SIZE;
+                memory::zero_frames(at, pages);
+                (at, len) = (Mfn(at.0 + pages), len % philoxen_abi::PAGE_SIZE);
+                continue;
+            }
+            let part = len.min(philoxen_abi::PAGE_SIZE - offset);
+            memory::copy_to_frames(at, offset, ZEROES.get(..part as usize).unwrap_or(&[]));
+            (at, offset, len) = (Mfn(at.0 + 1), 0, len - part);
+        }
+    }
+}
+
+fn publish_m2p(p2m: &P2m) {
+    for (pfn, extent) in p2m.runs() {
+        for index in 0..extent.count {
+            memory::m2p_set(Mfn(extent.start.0 + index), pfn.0 + index);
+        }
+    }
+}
+
+/// Validates and pins the page tables, sets the first registers, and lets the domain go.
+fn finish(domain: &Domain, l4: Mfn, entry: &Entry) -> Result<(), Failure> {
+    let vcpu = domain.vcpu(VcpuId(0)).ok_or(Errno::EINVAL)?;
+    let mut budget = Budget::unlimited();
+    let stopped = |stop| match stop {
+        Stop::Failed(errno) => Failure::Refused(errno),
+        Stop::Again => Failure::Refused(Errno::EAGAIN),
+    };
+    mmuext::pin_table(Hv, &domain.memory, l4, Kind::L4, &mut budget)
+        .map_err(stopped)?
+        .map_err(|_| Failure::Refused(Errno::EAGAIN))?;
+    mmuext::set_roots(Hv, &domain.memory, &vcpu.roots, l4, None, &mut budget).map_err(stopped)?;
+    let regs = Regs {
+        rip: entry.rip,
+        rsp: entry.rsp,
+        rsi: entry.rsi,
+        rflags: entry.rflags,
+        cs: entry.cs.into(),
+        ss: entry.ss.into(),
+        ..Regs::default()
+    };
+    let mut state = VcpuState::new(regs);
+    state.pv = PvCpu::new();
+    *vcpu.parked.lock() = Some(state);
+    vcpu.initialised.store(true, Ordering::Release);
+    for vcpu in &domain.vcpus {
+        if let Some(events) = domain.events.vcpu(vcpu.id) {
+            events.set_upcall_mask(&Hv, true);
+        }
+        time::write_time(domain, vcpu.id);
+    }
+    time::write_wall_clock(domain.shared_info);
+    domain.life.start();
+    schedule::bring_up(domain, VcpuId(0));
+    Ok(())
+}
+

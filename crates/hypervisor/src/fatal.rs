@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The end of the hypervisor: its own bugs, and a boot that cannot go on.
+
+use crate::{dump, power};
+use core::panic::PanicInfo;
+use philoxen_hw::{cpu, error, log};
+use philoxen_pv::Regs;
+
+/// A state that our own code excludes.
+#[cold]
+#[track_caller]
+pub fn bug(what: &str) -> ! {
+    report(format_args!("{what}"), core::panic::Location::caller())
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    match info.location() {
+        Some(at) => report(format_args!("{}", info.message()), at),
+        None => report(format_args!("{}", info.message()), core::panic::Location::caller()),
+    }
+}
+
+fn report(what: core::fmt::Arguments<'_>, at: &core::panic::Location<'_>) -> ! {
+    log::panicking();
+    error!("Panic on CPU {}: {what} ({}:{})", cpu::cpu_id(), at.file(), at.line());
+    dump::backtrace(cpu::backtrace::frame_pointer());
+    power::crash()
+}
+
+/// An exception in the hypervisor that nothing allows for.
+#[cold]
+pub fn exception(regs: &Regs, cr2: u64) -> ! {
+    log::panicking();
+    error!(
+        "Panic on CPU {}: exception {:#x} error {:#x} in the hypervisor, cr2 {cr2:#x}",
+        cpu::cpu_id(),
+        regs.vector,
+        regs.error_code
+    );
+    dump::registers(regs);
+    dump::location(regs.rip);
+    dump::backtrace(regs.rbp);
+    power::crash()
+}
+
+/// A machine, kernel or configuration we cannot boot: one line, then the end.
+#[cold]
+pub fn cannot_boot(reason: core::fmt::Arguments<'_>) -> ! {
+    error!("Cannot boot: {reason}");
+    power::stop()
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Console input: to Domain 0, or after Ctrl-A three times to the hypervisor's debug keys and back.
+
+use crate::cpu::{self, CONSOLE};
+use crate::domain;
+use crate::host::Hv;
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicU8, Ordering};
+use philoxen_abi::DomId;
+use philoxen_abi::event::virq;
+use philoxen_hw::cpu::cpu_id;
+use philoxen_hw::{info, serial};
+use spin::Mutex;
+
+/// Ctrl-A.
+const SWITCH: u8 = 1;
+const SWITCH_COUNT: u8 = 3;
+/// Bytes kept for Domain 0; more are dropped.
+const ROOM: usize = 256;
+
+struct Input {
+    /// Consecutive Ctrl-A seen.
+    switches: u8,
+    /// Input goes to the hypervisor.
+    ours: bool,
+    waiting: ArrayVec<u8, ROOM>,
+}
+
+static INPUT: Mutex<Input> = Mutex::new(Input { switches: 0, ours: false, waiting: ArrayVec::new_const() });
+/// Debug key to run at the next exit; 0 is none.
+static KEY: AtomicU8 = AtomicU8::new(0);
+
+/// Takes what the serial line has received.
+pub fn receive() {
+    let mut for_dom0 = false;
+    while let Some(byte) = serial::read() {
+        for_dom0 |= accept(byte);
+    }
+    if for_dom0 && let Some(dom0) = domain::find(DomId::DOM0) {
+        dom0.events.raise_global_virq(&Hv, virq::CONSOLE);
+    }
+}
+
+/// Handles one byte; true if it is for Domain 0.
+fn accept(byte: u8) -> bool {
+    let mut input = INPUT.lock();
+    input.switches = if byte == SWITCH { input.switches + 1 } else { 0 };
+    if input.switches == SWITCH_COUNT {
+        input.switches = 0;
+        input.ours = !input.ours;
+        let to = if input.ours { "Philoxen (h for help)" } else { "DOM0" };
+        drop(input);
+        info!("*** Serial input to {to} (type 'CTRL-a' three times to switch input)");
+        return false;
+    }
+    if input.ours {
+        KEY.store(byte, Ordering::Release);
+        cpu::request(cpu_id(), CONSOLE);
+        return false;
+    }
+    // Bytes that do not fit are lost, as on any serial line nobody reads.
+    input.waiting.try_push(byte).is_ok()
+}
+
+/// Takes up to `out.len()` bytes for Domain 0.
+pub fn take(out: &mut [u8]) -> usize {
+    let mut input = INPUT.lock();
+    let len = input.waiting.len().min(out.len());
+    for (place, byte) in out.iter_mut().zip(input.waiting.drain(..len)) {
+        *place = byte;
+    }
+    len
+}
+
+/// The debug key that was typed.
+pub fn take_key() -> Option<u8> {
+    match KEY.swap(0, Ordering::AcqRel) {
+        0 => None,
+        key => Some(key),
+    }
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Interrupts: ours, and devices' on their way to the domain that drives them.
+
+use crate::cpu::{self, RESCHEDULE};
+use crate::domain::{self, Domain};
+use crate::host::Hv;
+use crate::{input, paging, time};
+use core::sync::atomic::{AtomicU32, Ordering};
+use philoxen_abi::{DomId, Errno, Mfn, Result};
+use philoxen_evtchn::Frames;
+use philoxen_hw::cpu::CpuId;
+use philoxen_hw::dev::{self, lapic, vectors};
+use philoxen_hw::{serial, warn};
+use philoxen_physdev::acpi::Signal;
+use philoxen_physdev::chip::{Chip, Route, Vector};
+use philoxen_physdev::irq::{FIRST_VECTOR, LAST_VECTOR};
+use philoxen_physdev::{DomainIrqs, EoiPage, Irqs};
+
+/// Bits of a frame.
+const FRAME_BITS: u32 = 4096 * 8;
+
+/// All interrupt lines of the machine.
+pub static IRQS: Irqs<dev::Machine> = Irqs::new(dev::Machine);
+/// Frames of device memory that no domain may map: local APIC, I/O APICs, HPET.
+static SENSITIVE: spin::Once<arrayvec::ArrayVec<Mfn, 24>> = spin::Once::new();
+/// Spurious interrupts so far.
+static SPURIOUS: AtomicU32 = AtomicU32::new(0);
+
+/// The PIRQs of a domain.
+pub type DomainPirqs = DomainIrqs<HeldPage>;
+
+/// Reads what the ACPI tables say of interrupts; keeps the controllers' registers from guests.
+pub fn init() {
+    let Some(acpi) = dev::acpi_tables() else { return };
+    IRQS.init(acpi);
+    SENSITIVE.call_once(|| {
+        let mut frames = arrayvec::ArrayVec::new();
+        let io_apics = acpi.io_apics.iter().map(|unit| unit.address);
+        for address in io_apics.chain([acpi.local_apic]).chain(acpi.hpet) {
+            // More controllers than fit do not exist; one too many would be mappable by Domain 0 only.
+            let _ = frames.try_push(Mfn::containing(address));
+        }
+        frames
+    });
+}
+
+/// True if `mfn` holds registers that only the hypervisor may touch.
+pub fn is_sensitive(mfn: Mfn) -> bool {
+    SENSITIVE.get().is_none_or(|frames| frames.contains(&mfn))
+}
+
+/// Lets the console's serial port interrupt us for received bytes; `isa` is its ISA interrupt.
+pub fn start_console_input(isa: u8) {
+    let Some(acpi) = dev::acpi_tables() else { return };
+    let moved = acpi.overrides.iter().find(|entry| entry.irq == isa);
+    let (gsi, signal) = moved.map_or((isa.into(), Signal::ISA), |entry| (entry.gsi, entry.signal));
+    let destination = IRQS.chip().default_destination();
+    let route = Route { vector: Vector(vectors::SERIAL), destination, signal, masked: false };
+    dev::ioapic::write(gsi, route.entry());
+    serial::set_receive_interrupt(true);
+}
+
+/// Serves interrupt `vector` on processor `cpu`.
+pub fn handle(cpu: CpuId, vector: u8) {
+    match vector {
+        vectors::TIMER => {
+            lapic::end_of_interrupt();
+            time::interrupt(cpu);
+        }
+        FIRST_VECTOR..=LAST_VECTOR => device(vector),
+        vectors::SERIAL => {
+            lapic::end_of_interrupt();
+            input::receive();
+        }
+        vectors::EVENT_CHECK | vectors::CALL_FUNCTION => {
+            lapic::end_of_interrupt();
+            cpu::request(cpu, RESCHEDULE);
+        }
+        vectors::APIC_ERROR => {
+            lapic::end_of_interrupt();
+            warn!("local APIC error {:#x} on CPU {cpu}", lapic::take_errors());
+        }
+        vectors::SPURIOUS | vectors::LEGACY_PIC..=vectors::LEGACY_PIC_LAST => {
+            SPURIOUS.fetch_add(1, Ordering::Relaxed);
+        }
+        _ => {
+            lapic::end_of_interrupt();
+            warn!("unexpected vector {vector:#x} on CPU {cpu}");
+        }
+    }
+}
+
+fn device(vector: u8) {
+    for raise in IRQS.on_vector(vector) {
+        if let Some(domain) = domain::find(raise.domain) {
+            domain.events.raise_pirq(&Hv, raise.pirq);
+        }
+    }
+}
+
+/// True if `domain` may bind `pirq`.
+pub fn pirq_permitted(domain: &Domain, pirq: u32) -> bool {
+    domain.id == DomId::DOM0 && pirq < domain.pirqs.nr_pirqs()
+}
+
+/// Starts delivery of a PIRQ to its domain.
+///
+/// # Errors
+/// `ESRCH`, or as [`DomainIrqs::bind_pirq`].
+pub fn bind_pirq(dom: DomId, pirq: u32, share: bool) -> Result<()> {
+    domain::find(dom).ok_or(Errno::ESRCH)?.pirqs.bind_pirq(&IRQS, pirq, share)
+}
+
+/// Stops delivery of a PIRQ to its domain.
+pub fn unbind_pirq(dom: DomId, pirq: u32) {
+    if let Some(domain) = domain::find(dom) {
+        domain.pirqs.unbind_pirq(&IRQS, pirq);
+    }
+}
+
+/// A domain's page that says which PIRQs need an EOI; its writable reference is given back on drop.
+#[derive(Debug)]
+pub struct HeldPage(Mfn);
+
+impl HeldPage {
+    /// Takes frame `mfn` of domain `dom`.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is not a writable page of the domain.
+    pub fn take(dom: DomId, mfn: Mfn) -> Result<Self> {
+        paging::get_writable(dom, mfn).map(|()| Self(mfn))
+    }
+}
+
+impl EoiPage for HeldPage {
+    fn set(&self, pirq: u32, needs_eoi: bool) {
+        if pirq >= FRAME_BITS {
+            return;
+        }
+        let bit = 1u64 << (pirq % 64);
+        if let Some(word) = Hv.words(self.0).get((pirq / 64) as usize) {
+            if needs_eoi {
+                word.fetch_or(bit, Ordering::SeqCst);
+            } else {
+                word.fetch_and(!bit, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl Drop for HeldPage {
+    fn drop(&mut self) {
+        paging::put_writable(self.0);
+    }
+}
+

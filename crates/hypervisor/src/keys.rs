@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Debug keys of the serial console (Ctrl-A three times, then a key).
+
+use crate::cpu::Cpu;
+use crate::domain::{self, Domain};
+use crate::host::{FRAMES, Hv};
+use crate::{dump, input, irq, power, schedule, time};
+use philoxen_hw::{memory, print};
+use philoxen_paging::audit::{Held, audit};
+use philoxen_pv::Regs;
+use philoxen_sched::TimerKind;
+
+/// Key, what it shows, and how.
+const KEYS: [(u8, &str, fn(&Cpu, &Regs)); 9] = [
+    (b'h', "show this list", help),
+    (b'q', "domains, their vCPUs and memory", domains),
+    (b'r', "run states and timers", run_states),
+    (b'e', "event channels", event_channels),
+    (b'i', "interrupt lines", interrupts),
+    (b'm', "memory of the hypervisor", hypervisor_memory),
+    (b'A', "audit page types and counts", page_audit),
+    (b'0', "registers of the running guest", registers),
+    (b'R', "reboot the machine", reboot),
+];
+
+/// Runs the key that was typed.
+pub fn run(cpu: &Cpu, regs: &Regs) {
+    let Some(key) = input::take_key() else { return };
+    match KEYS.iter().find(|(known, ..)| *known == key) {
+        Some((_, _, show)) => show(cpu, regs),
+        None => print!("key '{}' has no meaning; 'h' lists the keys", key.escape_ascii()),
+    }
+}
+
+fn help(_: &Cpu, _: &Regs) {
+    for (key, what, _) in KEYS {
+        print!(" key '{}': {what}", char::from(key));
+    }
+}
+
+fn domains(_: &Cpu, _: &Regs) {
+    for domain in domain::all() {
+        print!(
+            "d{}: {:?}, {} of {} pages, assists {:#x}, shared_info {:x}",
+            domain.id.0,
+            domain.life.phase(),
+            domain.memory.total_pages(),
+            domain.memory.max_pages(),
+            domain.assists.load(core::sync::atomic::Ordering::Relaxed),
+            domain.shared_info.0
+        );
+        for vcpu in &domain.vcpus {
+            let upcall = domain.events.vcpu(vcpu.id).map(|e| (e.upcall_pending(&FRAMES), e.upcall_masked(&FRAMES)));
+            print!(
+                "  v{}: up {}, kernel root {:x?}, user root {:x?}, upcall (pending, masked) {upcall:?}",
+                vcpu.id.0,
+                schedule::is_up(&domain, vcpu.id),
+                vcpu.roots.kernel().map(|m| m.0),
+                vcpu.roots.user().map(|m| m.0)
+            );
+        }
+    }
+}
+
+fn run_states(_: &Cpu, _: &Regs) {
+    let now = time::now();
+    print!("system time {now} ns");
+    for domain in domain::all() {
+        for vcpu in &domain.vcpus {
+            let Some(account) = schedule::runstate(&domain, vcpu.id) else { continue };
+            let [running, runnable, blocked, offline] = account.time.map(|ns| ns / 1_000_000);
+            print!(
+                "d{}v{}: state {}, ms running {running} runnable {runnable} blocked {blocked} offline {offline}",
+                domain.id.0, vcpu.id.0, account.state
+            );
+            for kind in [TimerKind::Singleshot, TimerKind::Periodic, TimerKind::Poll, TimerKind::Slice] {
+                if let Some(deadline) = time::deadline(vcpu.key, kind) {
+                    print!("  {kind:?} in {} us", deadline.saturating_sub(now) / 1000);
+                }
+            }
+        }
+    }
+}
+
+fn event_channels(_: &Cpu, _: &Regs) {
+    for domain in domain::all() {
+        let events = &domain.events;
+        print!("d{}: {} ports in use, {}", domain.id.0, events.used_ports(), if events.uses_fifo() { "FIFO" } else { "2-level" });
+        for port in 1..events.port_bound() {
+            let Some(info) = events.info(&FRAMES, port) else { continue };
+            if !matches!(info.state, philoxen_evtchn::State::Free { .. }) {
+                print!("  {port:4} {:?} v{} priority {} pending {} masked {}", info.state, info.vcpu.0, info.priority, info.pending, info.masked);
+            }
+        }
+    }
+}
+
+fn interrupts(_: &Cpu, _: &Regs) {
+    irq::IRQS.for_each_line(|line| {
+        print!(
+            "vector {:#x}: {:?} to APIC {:#x}, masked {}, {} interrupts, bound to {:?}",
+            line.vector.0, line.source, line.destination.0, line.masked, line.count, line.bound
+        );
+    });
+}
+
+fn hypervisor_memory(_: &Cpu, _: &Regs) {
+    let free = memory::buddy().lock().free_frames();
+    print!("{} KiB of RAM, {} KiB free; heap {:?}", memory::total_ram() / 1024, free * 4, memory::heap::stats());
+}
+
+fn page_audit(_: &Cpu, _: &Regs) {
+    let mut held = alloc::vec::Vec::new();
+    for domain in domain::all() {
+        held_by(&domain, &mut held);
+    }
+    match audit(Hv, held.into_iter(), |wrong| print!("  wrong: {wrong:x?}")) {
+        Ok(0) => print!("page audit: all counts agree"),
+        Ok(wrong) => print!("page audit: {wrong} frames with wrong counts"),
+        Err(errno) => print!("page audit: not enough memory ({errno:?})"),
+    }
+}
+
+/// The references that the hypervisor itself holds on a domain's frames.
+fn held_by(domain: &Domain, held: &mut alloc::vec::Vec<(philoxen_abi::Mfn, Held)>) {
+    for vcpu in &domain.vcpus {
+        for root in [vcpu.roots.kernel(), vcpu.roots.user()].into_iter().flatten() {
+            held.push((root, Held::Typed));
+        }
+        if let Some(info) = domain.events.vcpu(vcpu.id).and_then(|events| events.info_address()) {
+            let frame = philoxen_abi::Mfn::containing(info);
+            if frame != domain.shared_info {
+                held.push((frame, Held::Typed));
+            }
+        }
+    }
+}
+
+fn registers(cpu: &Cpu, regs: &Regs) {
+    match &cpu.running {
+        Some(running) => {
+            print!("CPU {}: d{}v{}, kernel mode {}", cpu.id, running.domain.id.0, running.id.0, running.state.pv.in_kernel);
+            dump::registers(regs);
+        }
+        None => print!("CPU {}: idle", cpu.id),
+    }
+}
+
+fn reboot(_: &Cpu, _: &Regs) {
+    power::crash()
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the paging crate needs, from the hardware crate and the domain list, and its operations for the running vCPU.
+
+use crate::cpu::{self, Running};
+use crate::domain::{self, Domain};
+use crate::host::Hv;
+use crate::vcpu::Vcpu;
+use alloc::sync::Arc;
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use philoxen_abi::memory::E820Entry;
+use philoxen_abi::{DomId, Errno, GuestVa, Mfn, PAGE_SIZE, Pfn, Result};
+use philoxen_hw::cpu::{MAX_CPUS, asm, cpu_id, window};
+use philoxen_hw::{machine as hw, memory};
+use philoxen_paging::buddy::Block;
+use philoxen_paging::frame::FrameTable;
+use philoxen_paging::machine::{Flush, FlushScope};
+use philoxen_paging::{Cx, DomainMemory, Domains, Machine, validate, va_mapping};
+use philoxen_pv::descriptor;
+use spin::Once;
+
+/// Other domains that one request can name.
+const MAX_FOREIGN: usize = 2;
+
+impl Machine for Hv {
+    #[inline(always)]
+    fn frames(&self) -> FrameTable {
+        *memory::frames()
+    }
+    #[inline(always)]
+    fn words(&self, mfn: Mfn) -> &'static [AtomicU64; 512] {
+        memory::words_or_scratch(mfn)
+    }
+    fn zero(&self, mfn: Mfn) {
+        memory::zero_frames(mfn, 1);
+    }
+    #[inline]
+    fn m2p_get(&self, mfn: Mfn) -> u64 {
+        memory::m2p_get(mfn)
+    }
+    #[inline]
+    fn m2p_set(&self, mfn: Mfn, pfn: u64) {
+        memory::m2p_set(mfn, pfn);
+    }
+    fn is_m2p_frame(&self, mfn: Mfn) -> bool {
+        memory::is_m2p_frame(mfn)
+    }
+    fn m2p_extent(&self, index: u64) -> Option<Mfn> {
+        memory::m2p_extent(index)
+    }
+    #[inline]
+    fn tlb_clock(&self) -> u64 {
+        hw::tlb_stamp()
+    }
+    fn flush_since(&self, stamp: u64) {
+        for cpu in 0..crate::smp::cpus().min(MAX_CPUS) {
+            if hw::may_hold_since(cpu, stamp) {
+                crate::smp::flush(cpu);
+            }
+        }
+    }
+    fn flush_tlb(&self, _domain: &DomainMemory, scope: FlushScope, what: Flush) {
+        match what {
+            Flush::Page(va) => asm::invlpg(va),
+            Flush::All => hw::flush_local(),
+        }
+        if scope != FlushScope::Local {
+            // Processors are told whole-TLB flushes only: rare, and right for any scope.
+            for cpu in (0..crate::smp::cpus()).filter(|&cpu| cpu != cpu_id()) {
+                crate::smp::flush(cpu);
+            }
+        }
+    }
+    fn flush_caches(&self, _all: bool) {
+        hw::flush_caches();
+    }
+    #[inline]
+    fn load_root(&self, l4: Mfn) {
+        hw::load_root(Some(l4));
+    }
+    fn hypervisor_l4_entry(&self, slot: usize) -> u64 {
+        memory::hypervisor_l4_entry(slot)
+    }
+    fn alloc_block(&self, order: u32, max_bits: u32) -> Option<Block> {
+        memory::buddy().lock().alloc_block(memory::frames(), order, max_bits)
+    }
+    fn free_frame(&self, mfn: Mfn, dirty: bool, stamp: u64) {
+        memory::buddy().lock().free_block(memory::frames(), mfn, 0, dirty, stamp);
+    }
+    fn relax(&self) {
+        asm::relax();
+    }
+    fn check_descriptor(&self, value: u64) -> bool {
+        descriptor::check(value) == Some(value)
+    }
+    fn io_allowed(&self, domain: DomId, mfn: Mfn) -> bool {
+        domain == DomId::DOM0 && !crate::irq::is_sensitive(mfn) && mfn.0 < 1 << (memory::address_bits() - 12)
+    }
+    fn set_ldt(&self, base: u64, entries: u32) -> Result<()> {
+        cpu::set_ldt(GuestVa(base), entries)
+    }
+    fn memory_map_entry(&self, index: usize) -> Option<E820Entry> {
+        let region = *philoxen_hw::boot::info()?.memory.get(index)?;
+        Some(E820Entry { addr: region.start, size: region.end - region.start, kind: region.kind as u32 })
+    }
+}
+
+/// The domains other than the caller that a request names, held until it is done.
+pub struct Others {
+    held: [Once<(DomId, Arc<Domain>)>; MAX_FOREIGN],
+}
+
+impl Others {
+    const fn new() -> Self {
+        Self { held: [const { Once::new() }; MAX_FOREIGN] }
+    }
+}
+
+impl Domains for Others {
+    fn find(&self, id: DomId) -> Option<&DomainMemory> {
+        for slot in &self.held {
+            if let Some((held, domain)) = slot.get() {
+                if *held == id {
+                    return Some(&domain.memory);
+                }
+                continue;
+            }
+            let domain = domain::find(id)?;
+            return Some(&slot.call_once(|| (id, domain)).1.memory);
+        }
+        None
+    }
+}
+
+/// Calls `work` with the running vCPU's paging context.
+#[inline(always)]
+pub fn with<R>(running: &Running, work: impl FnOnce(&Cx<'_, Hv, Others>) -> R) -> R {
+    let domains = Others::new();
+    let cx = Cx { machine: Hv, domain: &running.domain.memory, roots: &running.vcpu().roots, domains: &domains };
+    work(&cx)
+}
+
+/// Takes a writable reference to a frame of `dom`.
+///
+/// # Errors
+/// `EINVAL` if it is not the domain's or is in use as a table.
+pub fn get_writable(dom: DomId, mfn: Mfn) -> Result<()> {
+    validate::get_page_writable(Hv, mfn, dom)
+}
+
+/// Gives back what [`get_writable`] took.
+pub fn put_writable(mfn: Mfn) {
+    validate::put_page_writable(Hv, mfn);
+}
+
+/// The frame that `va` of the vCPU's kernel maps, with a segment-descriptor reference taken.
+pub fn descriptor_frame(domain: &Domain, vcpu: &Vcpu, va: GuestVa) -> Option<Mfn> {
+    let (_, _, entry) = va_mapping::lookup_l1e(Hv, vcpu.roots.kernel()?, va.0)?;
+    let mfn = Mfn((entry >> 12) & ((1 << 40) - 1));
+    if entry & 1 == 0 {
+        return None;
+    }
+    validate::get_page_segdesc(Hv, mfn, domain.id).ok().map(|()| mfn)
+}
+
+/// Replaces the running vCPU's GDT: every frame becomes a descriptor page before the old ones are given back.
+///
+/// # Errors
+/// `EINVAL` for too many entries or a frame that cannot be a descriptor page; nothing has changed then.
+pub fn replace_gdt(running: &mut Running, frames: &[u64], entries: u64) -> Result<()> {
+    let mut new = ArrayVec::<Mfn, { window::GDT_PAGES }>::new();
+    for &frame in frames {
+        let taken = validate::get_page_segdesc(Hv, Mfn(frame), running.domain.id);
+        if taken.is_err() || new.try_push(Mfn(frame)).is_err() {
+            if taken.is_ok() {
+                validate::put_page_segdesc(Hv, Mfn(frame));
+            }
+            new.iter().for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
+            return Err(Errno::EINVAL);
+        }
+    }
+    window::set_gdt(&new);
+    let state = &mut running.state;
+    core::mem::swap(&mut state.gdt, &mut new);
+    state.gdt_entries = entries;
+    new.iter().for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
+    Ok(())
+}
+
+/// Fills page `pfn` of a domain's own numbering with hypercall stubs; false if it is not a writable page of the domain.
+pub fn fill_hypercall_page(domain: &Domain, pfn: Pfn) -> bool {
+    // A PV guest's own numbering is known to itself alone: it gives the frame.
+    let mfn = Mfn(pfn.0);
+    if get_writable(domain.id, mfn).is_err() {
+        return false;
+    }
+    let mut page = [0; PAGE_SIZE as usize];
+    philoxen_builder::hypercall_page(&mut page);
+    memory::copy_to_frames(mfn, 0, &page);
+    put_writable(mfn);
+    true
+}
+
+/// `update_descriptor`: stores a checked descriptor at machine address `address` of a descriptor page or ordinary page.
+///
+/// # Errors
+/// `EINVAL` for a misaligned address, a descriptor a guest may not have, or a frame that is neither.
+pub fn update_descriptor(domain: &Domain, address: u64, value: u64) -> Result<()> {
+    let value = descriptor::check(value).ok_or(Errno::EINVAL)?;
+    if !address.is_multiple_of(8) {
+        return Err(Errno::EINVAL);
+    }
+    let mfn = Mfn::containing(address);
+    let store = || {
+        if let Some(word) = memory::words_or_scratch(mfn).get((address % PAGE_SIZE / 8) as usize) {
+            word.store(value, Ordering::Release);
+        }
+    };
+    // The type taken keeps the page what it is while it is written.
+    if get_writable(domain.id, mfn).is_ok() {
+        store();
+        put_writable(mfn);
+        return Ok(());
+    }
+    validate::get_page_segdesc(Hv, mfn, domain.id)?;
+    store();
+    validate::put_page_segdesc(Hv, mfn);
+    Ok(())
+}

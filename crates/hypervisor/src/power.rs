@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Switching the machine off, resetting it, and stopping it.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use philoxen_domain::lifecycle::ShutdownReason;
+use philoxen_hw::cpu::asm;
+use philoxen_hw::{dev, info};
+
+/// `noreboot` was given: stop where the machine would be reset after a failure.
+static NO_REBOOT: AtomicBool = AtomicBool::new(false);
+
+/// Sets what happens after a failure.
+pub fn set_noreboot(on: bool) {
+    NO_REBOOT.store(on, Ordering::Relaxed);
+}
+
+/// Domain 0 is gone, and with it whoever could manage the machine.
+pub fn dom0_stopped(reason: ShutdownReason) {
+    match reason {
+        ShutdownReason::Poweroff => {
+            info!("Domain 0 halted: powering off");
+            dev::power_off()
+        }
+        ShutdownReason::Crash | ShutdownReason::Watchdog => {
+            info!("Domain 0 crashed");
+            crash()
+        }
+        ShutdownReason::Reboot | ShutdownReason::Suspend | ShutdownReason::SoftReset => {
+            info!("Domain 0 shut down: rebooting machine");
+            dev::reset()
+        }
+    }
+}
+
+/// After a failure: resets the machine, or stops it under `noreboot`.
+pub fn crash() -> ! {
+    if NO_REBOOT.load(Ordering::Relaxed) {
+        info!("Reboot disabled on the command line: stopped");
+        asm::halt_forever()
+    }
+    info!("Rebooting machine");
+    dev::reset()
+}
+
+/// Stops the machine: booting made no sense, and would make none a second time.
+pub fn stop() -> ! {
+    asm::halt_forever()
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Joins the scheduling policy to processors and vCPUs: switches, wake-ups, blocking.
+//!
+//! A vCPU's private part moves as a value: out of its `parked` place when a processor takes it, back when it is switched
+//! away from; only then is the scheduler told that it may run elsewhere.
+
+use crate::cpu::{self, Cpu, RESCHEDULE, Running, load_vcpu, save_vcpu};
+use crate::domain::{self, Domain};
+use crate::host::{FRAMES, load_root};
+use crate::{fatal, time, traps};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use philoxen_abi::{DomId, Result, VcpuId};
+use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id};
+use philoxen_hw::dev::{lapic, vectors};
+use philoxen_pv::Regs;
+use philoxen_sched::{CpuMask, DEFAULT_WEIGHT, Decision, Kick, Runstate, Scheduler, TimerKey, TimerKind, VcpuKey};
+use spin::{Once, RwLock};
+
+/// vCPUs that can exist at a time.
+const MAX_VCPUS: u32 = 4096;
+/// Value of [`CURRENT`] for a processor that idles.
+const NOBODY: u64 = u64::MAX;
+
+static SCHEDULER: Once<Scheduler> = Once::new();
+/// The vCPU behind each scheduler key.
+static BY_KEY: RwLock<Vec<Option<(Arc<Domain>, VcpuId)>>> = RwLock::new(Vec::new());
+/// The vCPU each processor runs, as [`pack`] has it.
+static CURRENT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NOBODY) }; MAX_CPUS];
+
+const fn pack(domain: DomId, vcpu: VcpuId) -> u64 {
+    (domain.0 as u64) << 32 | vcpu.0 as u64
+}
+
+fn scheduler() -> &'static Scheduler {
+    match SCHEDULER.get() {
+        Some(scheduler) => scheduler,
+        None => fatal::bug("the scheduler is used before it is made"),
+    }
+}
+
+/// Makes the scheduler for processors `0..cpus`.
+///
+/// # Errors
+/// `EINVAL`, `ENOMEM`.
+pub fn init(cpus: u32) -> Result<()> {
+    SCHEDULER.try_call_once(|| Scheduler::new(cpus, MAX_VCPUS)).map(drop)
+}
+
+/// A scheduler key for a vCPU that is being made, with room for its timers.
+///
+/// # Errors
+/// `ENOSPC` if there are too many vCPUs, `ENOMEM`.
+pub fn new_key() -> Result<VcpuKey> {
+    let key = scheduler().add(&CpuMask::ALL, DEFAULT_WEIGHT, time::now())?;
+    time::reserve(key)?;
+    Ok(key)
+}
+
+/// Ties the keys of a new domain's vCPUs to them.
+pub fn register(domain: &Arc<Domain>) {
+    let mut table = BY_KEY.write();
+    for vcpu in &domain.vcpus {
+        let index = vcpu.key.0 as usize;
+        if table.len() <= index {
+            table.resize_with(index + 1, || None);
+        }
+        if let Some(slot) = table.get_mut(index) {
+            *slot = Some((domain.clone(), vcpu.id));
+        }
+    }
+}
+
+/// The vCPU behind a key.
+pub fn vcpu_of(key: VcpuKey) -> Option<(Arc<Domain>, VcpuId)> {
+    BY_KEY.read().get(key.0 as usize)?.clone()
+}
+
+/// Carries out what the scheduler asks for after an operation.
+fn follow(kick: Kick) {
+    let cpu = match kick {
+        Kick::None => return,
+        Kick::Reschedule(cpu) => {
+            cpu::request(cpu as CpuId, RESCHEDULE);
+            cpu as CpuId
+        }
+        Kick::Notice(cpu) => cpu as CpuId,
+    };
+    if cpu != cpu_id() {
+        lapic::send_ipi(crate::smp::apic_id(cpu), vectors::EVENT_CHECK);
+    }
+}
+
+/// A vCPU has an event: unblock it, or make the processor that runs it look.
+#[inline]
+pub fn kick(dom: DomId, vcpu: VcpuId) {
+    // The running vCPU's events are looked at on the way out anyway.
+    if CURRENT.get(cpu_id()).is_some_and(|current| current.load(Ordering::Relaxed) == pack(dom, vcpu)) {
+        return;
+    }
+    if let Some(domain) = domain::find(dom)
+        && let Some(vcpu) = domain.vcpu(vcpu)
+    {
+        follow(scheduler().wake(vcpu.key, time::now()));
+    }
+}
+
+/// Blocks the running vCPU unless an upcall is due (or its poll has ended, if it polls).
+pub fn block(running: &Running, polling: bool) {
+    let events = running.events();
+    let may_block = || !events.upcall_due(&FRAMES) && (!polling || events.is_polling());
+    if scheduler().block(running.vcpu().key, time::now(), may_block) {
+        cpu::request(cpu_id(), RESCHEDULE);
+    }
+}
+
+/// Lets others run before the running vCPU.
+pub fn yield_now(running: &Running) {
+    scheduler().yield_now(running.vcpu().key);
+    cpu::request(cpu_id(), RESCHEDULE);
+}
+
+/// Pauses a vCPU; pauses nest.
+pub fn pause(domain: &Domain, vcpu: VcpuId) {
+    if let Some(vcpu) = domain.vcpu(vcpu) {
+        follow(scheduler().pause(vcpu.key, time::now()));
+    }
+}
+
+/// Brings a vCPU up; false if it is up already.
+pub fn bring_up(domain: &Domain, vcpu: VcpuId) -> bool {
+    let Some(vcpu) = domain.vcpu(vcpu) else { return false };
+    let (done, kick) = scheduler().bring_up(vcpu.key, time::now());
+    follow(kick);
+    done
+}
+
+/// Takes a vCPU down.
+pub fn take_down(domain: &Domain, vcpu: VcpuId) {
+    if let Some(vcpu) = domain.vcpu(vcpu) {
+        follow(scheduler().take_down(vcpu.key, time::now()));
+    }
+}
+
+/// True if a vCPU is up.
+pub fn is_up(domain: &Domain, vcpu: VcpuId) -> bool {
+    domain.vcpu(vcpu).is_some_and(|vcpu| scheduler().is_up(vcpu.key))
+}
+
+/// Time account of a vCPU.
+pub fn runstate(domain: &Domain, vcpu: VcpuId) -> Option<Runstate> {
+    Some(scheduler().runstate(domain.vcpu(vcpu)?.key, time::now()))
+}
+
+/// True if `cpu` has a reason to choose anew after a timer interrupt.
+pub fn tick(cpu: CpuId) -> bool {
+    scheduler().tick(cpu as u32, time::now())
+}
+
+/// Lets the policy choose, and changes to what it chose. Without a vCPU to run, `cpu.running` is empty afterwards.
+pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
+    let Decision { prev, next, slice_ns } = scheduler().pick_next(cpu.id as u32, time::now());
+    if prev != next || cpu.running.is_some() != next.is_some() {
+        leave(cpu, regs);
+        if let Some(prev) = prev {
+            time::cancel(cpu.id, TimerKey::new(prev, TimerKind::Slice));
+            follow(scheduler().context_saved(prev));
+        }
+        match next {
+            Some(next) => enter(cpu, regs, next),
+            None => philoxen_hw::machine::load_root(None),
+        }
+    }
+    if let Some(next) = next {
+        let key = TimerKey::new(next, TimerKind::Slice);
+        if slice_ns == u64::MAX {
+            time::cancel(cpu.id, key);
+        } else {
+            time::set(cpu.id, key, time::now().saturating_add(slice_ns));
+        }
+    }
+}
+
+/// Puts the running vCPU, if any, back into its place.
+fn leave(cpu: &mut Cpu, regs: &Regs) {
+    let Some(mut running) = cpu.running.take() else { return };
+    if !running.state.pv.in_kernel {
+        load_root(running.vcpu(), true);
+    }
+    time::write_runstate(&running);
+    save_vcpu(&mut running);
+    running.state.regs = *regs;
+    if let Some(current) = CURRENT.get(cpu.id) {
+        current.store(NOBODY, Ordering::Release);
+    }
+    let Running { domain, id, state } = running;
+    if let Some(vcpu) = domain.vcpu(id) {
+        *vcpu.parked.lock() = Some(state);
+    }
+}
+
+/// Makes this processor run the vCPU behind `key`.
+fn enter(cpu: &mut Cpu, regs: &mut Regs, key: VcpuKey) {
+    let Some((domain, id)) = vcpu_of(key) else { fatal::bug("the scheduler chose a vCPU that is not there") };
+    let Some(state) = domain.vcpu(id).and_then(|vcpu| vcpu.parked.lock().take()) else {
+        fatal::bug("the scheduler chose a vCPU whose registers are elsewhere")
+    };
+    if let Some(current) = CURRENT.get(cpu.id) {
+        current.store(pack(domain.id, id), Ordering::Release);
+    }
+    *regs = state.regs;
+    let running = cpu.running.insert(Running { domain, id, state });
+    running.domain.events.end_poll(id);
+    load_root(running.vcpu(), true);
+    time::write_runstate(running);
+    if !load_vcpu(running) {
+        traps::failsafe(regs, cpu);
+    }
+}

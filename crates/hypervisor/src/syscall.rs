@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! SYSCALL and SYSENTER: an application's system call goes to its kernel, a kernel's is a hypercall.
+//!
+//! The four hottest paths come first: the bounce, `iret`, `mmu_update` and `update_va_mapping`.
+
+use crate::cpu::{Cpu, Running};
+use crate::host::{FRAMES, load_root};
+use crate::ops::{console, control, events, memory, misc, multicall, physdev, sched, vcpu};
+use crate::traps;
+use philoxen_abi::arch::IretContext;
+use philoxen_abi::hypercall::{self as nr, Budget};
+use philoxen_abi::{Errno, Flow, GuestMemory, GuestVa};
+use philoxen_domain::calls::{Allowed, allowed};
+use philoxen_hw::cpu::guest::LoadedGuest;
+use philoxen_hw::cpu::{CpuId, VECTOR_SYSCALL, VECTOR_SYSCALL32, state};
+use philoxen_pv::regs::ORIGIN_SYSRET;
+use philoxen_pv::{Crash, Regs, bounce, iret};
+
+/// Work a hypercall may do before it must let events and the scheduler in, in [`Budget`] units.
+pub const BUDGET: u32 = 8192;
+/// Bytes of the SYSCALL instruction: a restarted hypercall executes it again.
+const SYSCALL_BYTES: u64 = 2;
+
+/// Handles a SYSCALL or SYSENTER frame.
+#[inline(always)]
+pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) {
+    let Some(running) = &mut cpu.running else { return };
+    let in_kernel = running.state.pv.in_kernel;
+    if regs.vector == VECTOR_SYSCALL {
+        if in_kernel {
+            return hypercall(regs, cpu);
+        }
+        let (vcpu, mut entry) = running.entry();
+        if let Err(crash) = bounce::syscall(&mut vcpu.pv, regs, &mut entry) {
+            cpu.crash(regs, &crash);
+        }
+        return;
+    }
+    other_entry(regs, cpu);
+}
+
+#[cold]
+fn other_entry(regs: &mut Regs, cpu: &mut Cpu) {
+    let Some(running) = &mut cpu.running else { return };
+    let (vcpu, mut entry) = running.entry();
+    let result = if regs.vector == VECTOR_SYSCALL32 {
+        bounce::syscall32(&mut vcpu.pv, regs, &mut entry)
+    } else {
+        bounce::sysenter(&mut vcpu.pv, regs, &mut entry)
+    };
+    if let Err(crash) = result {
+        cpu.crash(regs, &crash);
+    }
+}
+
+/// A hypercall: number in rax, arguments in rdi, rsi, rdx, r10, r8; result in rax; rcx and r11 are lost.
+#[inline(always)]
+fn hypercall(regs: &mut Regs, cpu: &mut Cpu) {
+    let number = regs.rax;
+    if number == nr::IRET {
+        return iret_hypercall(regs, cpu);
+    }
+    regs.origin = ORIGIN_SYSRET;
+    let Some(running) = &mut cpu.running else { return };
+    match dispatch(cpu.id, running, number, regs.hypercall_args()) {
+        Flow::Done(value) => regs.rax = value as u64,
+        Flow::Again([rdi, rsi, rdx, r10, r8]) => {
+            (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8) = (rdi, rsi, rdx, r10, r8);
+            regs.rip = regs.rip.wrapping_sub(SYSCALL_BYTES);
+        }
+    }
+}
+
+/// Carries out hypercall `number` for the running vCPU.
+#[inline(always)]
+pub fn dispatch(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5]) -> Flow {
+    let [a, b, c, d, _] = args;
+    match number {
+        nr::MMU_UPDATE => memory::mmu_update(running, [a, b, c, d]),
+        nr::UPDATE_VA_MAPPING => memory::update_va_mapping(running, [a, b, c]),
+        nr::MMUEXT_OP => memory::mmuext_op(running, [a, b, c, d]),
+        nr::STACK_SWITCH => control::stack_switch(running, a, b).into(),
+        nr::SET_SEGMENT_BASE => control::set_segment_base(a, b).into(),
+        nr::MULTICALL => multicall::run(cpu, running, a, b),
+        nr::EVENT_CHANNEL_OP => events::event_channel_op(running, a, b, c),
+        nr::SCHED_OP => sched::sched_op(cpu, running, a, b),
+        _ => dispatch_cold(cpu, running, number, args),
+    }
+}
+
+#[inline(never)]
+fn dispatch_cold(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5]) -> Flow {
+    let [a, b, c, d, _] = args;
+    match allowed(number) {
+        Allowed::All => {}
+        Allowed::Privileged if running.domain.privileged => {}
+        Allowed::Privileged => return Errno::EPERM.into(),
+        Allowed::Nobody => return Errno::ENOSYS.into(),
+    }
+    match number {
+        nr::SET_TRAP_TABLE => control::set_trap_table(running, a).into(),
+        nr::SET_GDT => control::set_gdt(running, a, b).into(),
+        nr::SET_CALLBACKS => control::set_callbacks(running, [a, b, c]).into(),
+        nr::FPU_TASKSWITCH => control::fpu_taskswitch(running, a).into(),
+        nr::SET_DEBUGREG => control::set_debugreg(running, a, b).into(),
+        nr::GET_DEBUGREG => Flow::Done(control::get_debugreg(running, a)),
+        nr::UPDATE_DESCRIPTOR => memory::update_descriptor(running, a, b),
+        nr::MEMORY_OP => memory::memory_op(running, a, b),
+        nr::UPDATE_VA_MAPPING_OTHERDOMAIN => memory::update_va_mapping_otherdomain(running, [a, b, c, d]),
+        nr::SET_TIMER_OP => vcpu::set_timer_op(cpu, running, a).into(),
+        nr::XEN_VERSION => misc::xen_version(running, a, b).into(),
+        nr::CONSOLE_IO => console::console_io(running, a, b, c),
+        nr::VM_ASSIST => misc::vm_assist(running, a, b).into(),
+        nr::VCPU_OP => vcpu::vcpu_op(cpu, running, a, b, c),
+        nr::NMI_OP => control::nmi_op(running, a, b).into(),
+        nr::CALLBACK_OP => control::callback_op(running, a, b).into(),
+        nr::SCHED_OP_COMPAT => sched::sched_op_compat(cpu, running, a, b),
+        nr::EVENT_CHANNEL_OP_COMPAT => events::event_channel_op_compat(running, a),
+        nr::PHYSDEV_OP => physdev::physdev_op(running, a, b),
+        nr::PLATFORM_OP => physdev::platform_op(running, a),
+        _ => Errno::ENOSYS.into(),
+    }
+}
+
+/// A budget for one hypercall.
+pub const fn budget() -> Budget {
+    Budget::new(BUDGET)
+}
+
+/// The `iret` hypercall: loads the frame on the kernel's stack.
+#[inline(always)]
+fn iret_hypercall(regs: &mut Regs, cpu: &mut Cpu) {
+    let Some(running) = &mut cpu.running else { return };
+    let Ok(frame) = LoadedGuest.read::<IretContext>(GuestVa(regs.rsp)) else {
+        return cpu.crash(regs, &Crash::IretFrameFault(regs.rsp));
+    };
+    let has_user_root = running.vcpu().roots.user().is_some();
+    match iret::iret(&mut running.state.pv, regs, &frame, has_user_root) {
+        Ok(done) => {
+            if done.to_user {
+                load_root(running.vcpu(), false);
+                state::swap_gs();
+            }
+            running.events().set_upcall_mask(&FRAMES, done.masked);
+            if done.failsafe {
+                traps::failsafe(regs, cpu);
+            }
+        }
+        Err(crash) => cpu.crash(regs, &crash),
+    }
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! System time, the timers of vCPUs, and the records that show time to guests.
+//!
+//! The clock is one linear function of the TSC, fixed at boot, so a guest's time record is written once per place and
+//! stays right. Each processor has a queue of deadlines and arms its local timer for the first.
+
+use crate::cpu::{self, Running, TIMER};
+use crate::domain::Domain;
+use crate::host::{FRAMES, Hv};
+use crate::{fatal, schedule};
+use core::sync::atomic::{AtomicU64, Ordering};
+use philoxen_abi::event::virq;
+use philoxen_abi::shared::{PVCLOCK_TSC_STABLE, shared_info, vcpu_info};
+use philoxen_abi::{GuestMemory, GuestVa, Mfn, Result, VcpuId};
+use philoxen_domain::clock::{Clock, SECOND, Scale, time_record};
+use philoxen_evtchn::Frames;
+use philoxen_hw::cpu::{CpuId, MAX_CPUS, asm, guest::LoadedGuest};
+use philoxen_hw::dev::timer;
+use philoxen_sched::{TimerKey, TimerKind, TimerQueue, VcpuKey};
+use spin::{Mutex, Once};
+
+/// Top bit of `state_entry_time`: the run-state record is being written (`XEN_RUNSTATE_UPDATE`, xen/vcpu.h).
+const RUNSTATE_UPDATE: u64 = 1 << 63;
+/// `VMASST_TYPE_runstate_update_flag`.
+const ASSIST_RUNSTATE_UPDATE: u32 = 5;
+
+static CLOCK: Once<Clock> = Once::new();
+static QUEUES: [Mutex<TimerQueue>; MAX_CPUS] = [const { Mutex::new(TimerQueue::new()) }; MAX_CPUS];
+/// Seconds and nanoseconds of Unix time at system time 0.
+static WALL: Mutex<(u64, u32)> = Mutex::new((0, 0));
+/// Deadline each processor's timer is armed for, to leave it alone when nothing changes.
+static ARMED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
+
+fn clock() -> &'static Clock {
+    match CLOCK.get() {
+        Some(clock) => clock,
+        None => fatal::bug("the clock is read before it is set"),
+    }
+}
+
+/// Starts the clock: system time counts from the hypervisor's first instruction.
+pub fn init(entry_tsc: u64, tsc_hz: u64) {
+    CLOCK.call_once(|| Clock { base_tsc: entry_tsc, base_ns: 0, scale: Scale::from_frequency(tsc_hz) });
+    let unix = philoxen_hw::dev::wall_clock();
+    let now = now();
+    *WALL.lock() = (unix.saturating_sub(now / SECOND), 0);
+}
+
+/// System time in nanoseconds.
+#[inline]
+pub fn now() -> u64 {
+    clock().at(asm::rdtsc())
+}
+
+/// Unix time at system time 0: seconds and nanoseconds.
+pub fn wall_clock() -> (u64, u32) {
+    *WALL.lock()
+}
+
+/// Sets the wall clock: it was `seconds`.`nanoseconds` at system time `system_time`.
+pub fn set_wall_clock(seconds: u64, nanoseconds: u32, system_time: u64) {
+    let total = u128::from(seconds) * u128::from(SECOND) + u128::from(nanoseconds);
+    let base = total.saturating_sub(u128::from(system_time));
+    let second = u128::from(SECOND);
+    *WALL.lock() = ((base / second) as u64, (base % second) as u32);
+    for domain in crate::domain::all() {
+        write_wall_clock(domain.shared_info);
+    }
+}
+
+fn queue(cpu: CpuId) -> &'static Mutex<TimerQueue> {
+    match QUEUES.get(cpu) {
+        Some(queue) => queue,
+        None => fatal::bug("timer queue of a processor that cannot exist"),
+    }
+}
+
+/// Makes room for a vCPU's timers on every processor.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn reserve(key: VcpuKey) -> Result<()> {
+    QUEUES.iter().take(crate::smp::cpus()).try_for_each(|queue| queue.lock().reserve(key))
+}
+
+/// Sets a deadline on this processor, `cpu`.
+pub fn set(cpu: CpuId, key: TimerKey, deadline: u64) {
+    let mut queue = queue(cpu).lock();
+    queue.set(key, deadline);
+    arm(cpu, &queue);
+}
+
+/// Cancels a deadline on this processor, `cpu`.
+pub fn cancel(cpu: CpuId, key: TimerKey) {
+    // The timer may come once for nothing; arming it anew for every cancellation would cost more.
+    queue(cpu).lock().cancel(key);
+}
+
+/// The deadline of a vCPU's timer, whichever processor keeps it.
+pub fn deadline(vcpu: VcpuKey, kind: TimerKind) -> Option<u64> {
+    QUEUES.iter().find_map(|queue| queue.lock().deadline(TimerKey::new(vcpu, kind)))
+}
+
+/// Arms this processor's timer for its first deadline, unless it is armed for that already.
+fn arm(cpu: CpuId, queue: &TimerQueue) {
+    let Some(armed) = ARMED.get(cpu) else { return };
+    let next = queue.next_deadline().unwrap_or(u64::MAX);
+    if next < armed.load(Ordering::Relaxed) {
+        armed.store(next, Ordering::Relaxed);
+        timer::arm(tsc_at(next));
+    }
+}
+
+/// The counter value at which system time is `ns` (rounded up).
+fn tsc_at(ns: u64) -> u64 {
+    let hz = u128::from(timer::tsc_hz());
+    let ticks = (u128::from(ns) * hz).div_ceil(u128::from(SECOND));
+    clock().base_tsc.saturating_add(ticks as u64)
+}
+
+/// The timer interrupt came: leaves the work for the way out.
+pub fn interrupt(cpu: CpuId) {
+    if let Some(armed) = ARMED.get(cpu) {
+        armed.store(u64::MAX, Ordering::Relaxed);
+    }
+    cpu::request(cpu, TIMER);
+}
+
+/// Does what is due on this processor and arms its timer again.
+pub fn run_timers(cpu: CpuId) {
+    let now = now();
+    loop {
+        let expired = queue(cpu).lock().pop_expired(now);
+        let Some(key) = expired else { break };
+        expire(cpu, key, now);
+    }
+    if schedule::tick(cpu) {
+        cpu::request(cpu, cpu::RESCHEDULE);
+    }
+    arm(cpu, &queue(cpu).lock());
+}
+
+fn expire(cpu: CpuId, key: TimerKey, now: u64) {
+    let Some((domain, id)) = schedule::vcpu_of(key.vcpu()) else { return };
+    match key.kind() {
+        TimerKind::Singleshot => domain.events.raise_virq(&Hv, id, virq::TIMER),
+        TimerKind::Periodic => {
+            domain.events.raise_virq(&Hv, id, virq::TIMER);
+            let period = domain.vcpu(id).map_or(0, |vcpu| vcpu.period.load(Ordering::Relaxed));
+            if period != 0 {
+                set(cpu, key, now.saturating_add(period));
+            }
+        }
+        TimerKind::Poll => {
+            domain.events.end_poll(id);
+            schedule::kick(domain.id, id);
+        }
+        TimerKind::Slice => {
+            crate::watchdog::check(&domain, now);
+            cpu::request(cpu, cpu::RESCHEDULE);
+        }
+    }
+}
+
+/// Flags of the time record. One processor, or counters that run in step: a guest may compare readings.
+fn record_flags() -> u8 {
+    if crate::smp::tsc_is_stable() { PVCLOCK_TSC_STABLE } else { 0 }
+}
+
+/// Writes the time record of a vCPU into its `vcpu_info`.
+pub fn write_time(domain: &Domain, id: VcpuId) {
+    let Some((words, at)) = domain.events.vcpu(id).and_then(|events| events.info(&FRAMES)) else { return };
+    let record = time_record(clock(), asm::rdtsc(), record_flags());
+    let word = |index: usize| words.get((at + vcpu_info::TIME / 8 + index) & 511);
+    let [Some(version), Some(tsc), Some(time), Some(rate)] = [word(0), word(1), word(2), word(3)] else { return };
+    // An odd version tells readers to wait.
+    let old = version.load(Ordering::Relaxed) as u32;
+    version.store(u64::from(old.wrapping_add(1) | 1), Ordering::SeqCst);
+    for (place, value) in [tsc, time, rate].into_iter().zip(record) {
+        place.store(value, Ordering::SeqCst);
+    }
+    version.store(u64::from((old.wrapping_add(1) | 1).wrapping_add(1)), Ordering::SeqCst);
+}
+
+/// Writes the secondary time record (`VCPUOP_register_vcpu_time_memory_area`) of the running vCPU, whose kernel's page
+/// tables are loaded.
+pub fn write_time_area(running: &Running) {
+    let va = GuestVa(running.vcpu().time_area.load(Ordering::Relaxed));
+    if va.is_null() {
+        return;
+    }
+    let [tsc, time, rate] = time_record(clock(), asm::rdtsc(), record_flags());
+    // The whole record changes between an odd and an even version, as in `vcpu_info`.
+    let steps: [(u64, u64); 5] = [(0, 1), (8, tsc), (16, time), (24, rate), (0, 2)];
+    for (offset, value) in steps {
+        if LoadedGuest.write(va.add(offset), &value).is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes the run-state record of the running vCPU, whose kernel's page tables are loaded. A fault is the guest's
+/// business: the record stays old.
+pub fn write_runstate(running: &Running) {
+    let va = GuestVa(running.vcpu().runstate_area.load(Ordering::Relaxed));
+    if va.is_null() {
+        return;
+    }
+    let Some(account) = schedule::runstate(&running.domain, running.id) else { return };
+    let announce = running.domain.assist(ASSIST_RUNSTATE_UPDATE);
+    if announce && LoadedGuest.write(va.add(8), &(account.entered | RUNSTATE_UPDATE)).is_err() {
+        return;
+    }
+    let entered = if announce { account.entered | RUNSTATE_UPDATE } else { account.entered };
+    let [running_ns, runnable, blocked, offline] = account.time;
+    let record = [u64::from(account.state), entered, running_ns, runnable, blocked, offline];
+    if LoadedGuest.write(va, &record).is_ok() && announce {
+        let _ = LoadedGuest.write(va.add(8), &account.entered);
+    }
+}
+
+/// Writes the wall clock into a domain's `shared_info`.
+pub fn write_wall_clock(info: Mfn) {
+    let (seconds, nanoseconds) = wall_clock();
+    let words = FRAMES.words(info);
+    let [Some(low), Some(high)] =
+        [shared_info::WALLCLOCK, shared_info::WALLCLOCK_NSEC].map(|offset| words.get(offset / 8))
+    else {
+        return;
+    };
+    let version = low.load(Ordering::Relaxed) as u32;
+    let busy = version.wrapping_add(1) | 1;
+    low.store(u64::from(busy) | seconds << 32, Ordering::SeqCst);
+    high.store(u64::from(nanoseconds) | seconds >> 32 << 32, Ordering::SeqCst);
+    low.store(u64::from(busy.wrapping_add(1)) | seconds << 32, Ordering::SeqCst);
+}

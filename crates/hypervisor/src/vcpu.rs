@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A virtual processor: what every processor may see of it, and what belongs to the processor that runs it.
+
+use alloc::boxed::Box;
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicBool, AtomicU64};
+use philoxen_abi::{GuestVa, Mfn, VcpuId};
+use philoxen_hw::cpu::state::{FpuState, Segments};
+use philoxen_hw::cpu::window::{GDT_PAGES, LDT_PAGES};
+use philoxen_paging::VcpuRoots;
+use philoxen_pv::debugreg::DebugRegs;
+use philoxen_pv::{PvCpu, Regs, control};
+use philoxen_sched::VcpuKey;
+use spin::Mutex;
+
+/// The part of a vCPU that any processor may look at.
+pub struct Vcpu {
+    /// Its number in the domain.
+    pub id: VcpuId,
+    /// Page-table roots of the guest kernel and of guest user mode.
+    pub roots: VcpuRoots,
+    /// The private part while no processor runs the vCPU; empty before `VCPUOP_initialise`.
+    pub parked: Mutex<Option<Box<VcpuState>>>,
+    /// The scheduler's name for it.
+    pub key: VcpuKey,
+    /// Guest address of its run-state record, 0 if none.
+    pub runstate_area: AtomicU64,
+    /// Guest address of its secondary time record, 0 if none.
+    pub time_area: AtomicU64,
+    /// It has registers (built, or `VCPUOP_initialise` came).
+    pub initialised: AtomicBool,
+    /// Period of its periodic timer in nanoseconds, 0 if stopped.
+    pub period: AtomicU64,
+}
+
+impl Vcpu {
+    /// vCPU `id`, down and without registers.
+    pub const fn new(id: VcpuId, key: VcpuKey) -> Self {
+        Self {
+            id,
+            roots: VcpuRoots::new(),
+            parked: Mutex::new(None),
+            key,
+            runstate_area: AtomicU64::new(0),
+            time_area: AtomicU64::new(0),
+            initialised: AtomicBool::new(false),
+            period: AtomicU64::new(0),
+        }
+    }
+}
+
+/// The part of a vCPU that the processor running it owns; parked in [`Vcpu::parked`] otherwise.
+pub struct VcpuState {
+    /// General registers, while it does not run.
+    pub regs: Regs,
+    /// Trap table, callbacks, kernel stack, mode, virtual control registers.
+    pub pv: PvCpu,
+    /// Extended registers, while it does not run.
+    pub fpu: FpuState,
+    /// XCR0 the guest chose.
+    pub xcr0: u64,
+    /// Selectors and bases, while it does not run.
+    pub segments: Segments,
+    /// Debug registers.
+    pub debug: DebugRegs,
+    /// GDT frames, each with a segment-descriptor reference.
+    pub gdt: ArrayVec<Mfn, GDT_PAGES>,
+    /// Entries in the GDT, as the guest gave them.
+    pub gdt_entries: u64,
+    /// LDT address.
+    pub ldt_base: GuestVa,
+    /// Descriptors in the LDT.
+    pub ldt_entries: u64,
+    /// LDT frames mapped so far, each with a segment-descriptor reference.
+    pub ldt: [Option<Mfn>; LDT_PAGES],
+    /// CR4 as the guest sees it.
+    pub cr4: u64,
+    /// CR0.TS as the guest set it (`fpu_taskswitch`): its next FPU instruction raises #NM.
+    pub task_switched: bool,
+    /// What RDTSCP returns beside the counter.
+    pub tsc_aux: u32,
+}
+
+impl VcpuState {
+    /// A vCPU with these registers, everything else initial.
+    pub fn new(regs: Regs) -> Box<Self> {
+        Box::new(Self {
+            regs,
+            pv: PvCpu::new(),
+            fpu: FpuState::new(),
+            xcr0: 1,
+            segments: Segments::default(),
+            debug: DebugRegs::new(),
+            gdt: ArrayVec::new(),
+            gdt_entries: 0,
+            ldt_base: GuestVa::NULL,
+            ldt_entries: 0,
+            ldt: [None; LDT_PAGES],
+            cr4: control::CR4_FIXED,
+            task_switched: false,
+            tsc_aux: 0,
+        })
+    }
+}

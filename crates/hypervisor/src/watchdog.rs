@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Watchdogs of domains (`SCHEDOP_watchdog`): a domain that does not poke its watchdog in time is shut down.
+
+use crate::cpu::Running;
+use crate::domain::Domain;
+use crate::time;
+use core::sync::atomic::{AtomicU64, Ordering};
+use philoxen_abi::sched::{WATCHDOGS_PER_DOMAIN, Watchdog};
+use philoxen_abi::{Errno, GuestMemory, GuestVa, Result};
+use philoxen_domain::clock::SECOND;
+use philoxen_domain::lifecycle::ShutdownReason;
+use philoxen_hw::cpu::guest::LoadedGuest;
+use philoxen_hw::warn;
+
+/// Deadlines of one domain's watchdogs in system time; 0 is not in use.
+pub type Watchdogs = [AtomicU64; WATCHDOGS_PER_DOMAIN as usize];
+
+/// `SCHEDOP_watchdog`: id 0 with a timeout takes a free one and answers its number; an id sets it anew or, with timeout
+/// 0, frees it.
+pub fn domain_op(running: &Running, arg: GuestVa) -> Result<i64> {
+    let request: Watchdog = LoadedGuest.read(arg)?;
+    let deadline = match request.timeout {
+        0 => 0,
+        seconds => time::now().saturating_add(u64::from(seconds) * SECOND),
+    };
+    let dogs = &running.domain.watchdogs;
+    if request.id == 0 {
+        if deadline == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let free = |dog: &AtomicU64| dog.compare_exchange(0, deadline, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        return dogs.iter().position(free).map(|index| index as i64 + 1).ok_or(Errno::ENOSPC);
+    }
+    let dog = dogs.get(request.id as usize - 1).ok_or(Errno::EINVAL)?;
+    if dog.load(Ordering::Acquire) == 0 {
+        return Err(Errno::EINVAL);
+    }
+    dog.store(deadline, Ordering::Release);
+    Ok(0)
+}
+
+/// Shuts a domain down if one of its watchdogs has run out. Called at every end of a slice of the domain.
+pub fn check(domain: &Domain, now: u64) {
+    let expired = |dog: &AtomicU64| (1..=now).contains(&dog.load(Ordering::Acquire));
+    if domain.watchdogs.iter().any(expired) && domain.life.is_running() {
+        warn!("d{}: watchdog ran out", domain.id.0);
+        domain.shut_down(ShutdownReason::Watchdog);
+    }
+}

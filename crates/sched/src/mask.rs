@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Sets of processors.
+
+/// Processors that a set can name.
+pub const MAX_CPUS: u32 = 256;
+const WORDS: usize = MAX_CPUS as usize / 64;
+
+/// A set of processors by number; numbers from [`MAX_CPUS`] on are never in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CpuMask([u64; WORDS]);
+
+impl CpuMask {
+    /// Every processor.
+    pub const ALL: Self = Self([u64::MAX; WORDS]);
+    /// No processor.
+    pub const NONE: Self = Self([0; WORDS]);
+
+    /// The set whose first processors are the bits of `words`; missing words are zero.
+    pub fn from_words(words: &[u64]) -> Self {
+        let mut mask = Self::NONE;
+        for (to, from) in mask.0.iter_mut().zip(words) {
+            *to = *from;
+        }
+        mask
+    }
+
+    /// Its bits, 64 processors to a word.
+    pub const fn words(&self) -> &[u64; WORDS] {
+        &self.0
+    }
+
+    /// The set of one processor.
+    pub fn one(cpu: u32) -> Self {
+        let mut mask = Self::NONE;
+        if let Some(word) = mask.0.get_mut((cpu / 64) as usize) {
+            *word = 1 << (cpu % 64);
+        }
+        mask
+    }
+
+    /// True if processor `cpu` is in the set.
+    #[inline]
+    pub fn contains(&self, cpu: u32) -> bool {
+        self.0
+            .get((cpu / 64) as usize)
+            .is_some_and(|word| word >> (cpu % 64) & 1 != 0)
+    }
+}

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Host tests under a simulated clock.
+
+mod scheduling;
+mod timers;

@@ -1,0 +1,464 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Domain 0's initramfs: Debian's busybox, the kernel's modules for the machine's disk and network, and the scripts of
+//! `tests/dom0`, as a compressed cpio archive in the `newc` form.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use object::read::elf::{FileHeader as _, SectionHeader as _};
+
+use crate::build;
+use crate::deps;
+use crate::host::{self, Tree};
+use crate::kernel::{self, Kernel};
+
+/// Modules loaded at start, where the kernel has them as modules.
+const LOADED: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "e1000"];
+/// Modules that are there for `modprobe` and `mount`.
+const AVAILABLE: &[&str] = &[
+    "ext4",
+    "vfat",
+    "isofs",
+    "loop",
+    "sr_mod",
+    "ata_piix",
+    "ahci",
+    "sd_mod",
+    "e1000e",
+    "nls_ascii",
+    "nls_cp437",
+    "crc32c_generic",
+    "crc32c-intel",
+    "xenfs",
+    "xen-evtchn",
+    "xen-privcmd",
+    "xen-gntdev",
+    "xen-gntalloc",
+];
+/// Programs that scripts of ours replace.
+const REPLACED: &[&str] = &["busybox"];
+
+/// Extra files: path in the archive, and the file on the host.
+pub type Extra = (String, PathBuf);
+
+/// Makes the initramfs for a kernel and returns its path.
+pub fn make(tree: &Tree, kernel: &Kernel, extra: &[Extra]) -> Result<PathBuf> {
+    let mut archive = Archive::default();
+    for directory in [
+        "dev",
+        "proc",
+        "sys",
+        "tmp",
+        "run",
+        "root",
+        "mnt",
+        "etc",
+        "bin",
+        "sbin",
+        "lib",
+        "lib/modules",
+    ] {
+        archive.directory(directory);
+    }
+    archive.symlink("usr", ".");
+    // The kernel opens it before anything is mounted.
+    archive.device("dev/console", 5, 1);
+    archive.device("dev/null", 1, 3);
+
+    let busybox = kernel::busybox(tree)?;
+    archive.file("bin/busybox", 0o755, std::fs::read(&busybox)?);
+    for name in host::capture(Command::new(&busybox).arg("--list"))?.lines() {
+        if !REPLACED.contains(&name) {
+            archive.symlink(&format!("bin/{name}"), "busybox");
+        }
+    }
+    archive.symlink("sbin/init", "../bin/busybox");
+    archive.symlink("sbin/modprobe", "../bin/busybox");
+
+    scripts(tree, &mut archive)?;
+    modules(kernel, &mut archive)?;
+    for (path, from) in extra {
+        let bytes =
+            std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        archive.file(path, 0o755, bytes);
+    }
+
+    let name = if extra.is_empty() {
+        "initramfs"
+    } else {
+        "initramfs-bench"
+    };
+    let path = tree.target.join(format!("{name}-{}.img", kernel.release));
+    std::fs::write(&path, build::gzip(&archive.finish())?)?;
+    Ok(path)
+}
+
+/// Everything below `tests/dom0` at its place: `init`, `etc`, `sbin` and `tests`.
+fn scripts(tree: &Tree, archive: &mut Archive) -> Result<()> {
+    let root = tree.root.join("tests/dom0");
+    let mut pending = vec![root.clone()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                pending.push(path);
+                continue;
+            }
+            let name = path
+                .strip_prefix(&root)?
+                .to_str()
+                .context("a script's name is no text")?;
+            let bytes = std::fs::read(&path)?;
+            let mode = if bytes.starts_with(b"#!") {
+                0o755
+            } else {
+                0o644
+            };
+            archive.file(name, mode, bytes);
+        }
+    }
+    Ok(())
+}
+
+/// A kernel module as its `.modinfo` section describes it.
+struct Module {
+    path: String,
+    bytes: Vec<u8>,
+    depends: Vec<String>,
+    aliases: Vec<String>,
+}
+
+/// Puts the modules, what they depend on, and the tables that `modprobe` reads into the archive.
+fn modules(kernel: &Kernel, archive: &mut Archive) -> Result<()> {
+    let index = index(&kernel.modules)?;
+    let mut order = Vec::new();
+    let mut chosen = BTreeMap::new();
+    for name in LOADED.iter().chain(AVAILABLE) {
+        choose(
+            &normal(name),
+            &index,
+            &mut chosen,
+            &mut order,
+            &mut BTreeSet::new(),
+        )?;
+    }
+
+    let root = format!("lib/modules/{}", kernel.release);
+    let (mut dependencies, mut aliases) = (String::new(), String::new());
+    for name in &order {
+        let Some(module) = chosen.get(name) else {
+            continue;
+        };
+        let mut needs = Vec::new();
+        all_needs(name, &chosen, &mut needs);
+        let needs: Vec<&str> = needs
+            .iter()
+            .filter_map(|need| chosen.get(need).map(|module| module.path.as_str()))
+            .collect();
+        writeln!(dependencies, "{}: {}", module.path, needs.join(" "))?;
+        for alias in &module.aliases {
+            writeln!(aliases, "alias {alias} {name}")?;
+        }
+    }
+    let loaded: Vec<&str> = LOADED
+        .iter()
+        .copied()
+        .filter(|name| chosen.contains_key(&normal(name)))
+        .collect();
+    archive.file(
+        "etc/modules",
+        0o644,
+        format!("{}\n", loaded.join("\n")).into_bytes(),
+    );
+    archive.file(
+        &format!("{root}/modules.dep"),
+        0o644,
+        dependencies.into_bytes(),
+    );
+    archive.file(
+        &format!("{root}/modules.alias"),
+        0o644,
+        aliases.into_bytes(),
+    );
+    archive.file(&format!("{root}/modules.symbols"), 0o644, Vec::new());
+    for module in chosen.into_values() {
+        archive.file(&format!("{root}/{}", module.path), 0o644, module.bytes);
+    }
+    Ok(())
+}
+
+/// Module names use `-` and `_` as one.
+fn normal(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+/// Every module file below `root` by its normal name.
+fn index(root: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![root.join("kernel")];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory)
+            .with_context(|| format!("cannot read {}", directory.display()))?
+        {
+            let path = entry?.path();
+            if path.is_dir() {
+                pending.push(path);
+                continue;
+            }
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            if let Some((name, ending)) = name.split_once(".ko")
+                && matches!(ending, "" | ".xz" | ".zst" | ".gz")
+            {
+                found.insert(normal(name), path.clone());
+            }
+        }
+    }
+    // Paths in the archive are relative to the release's directory.
+    Ok(found)
+}
+
+/// Adds `name` behind everything it depends on; a name without a file is built into the kernel or not there.
+fn choose(
+    name: &str,
+    index: &BTreeMap<String, PathBuf>,
+    chosen: &mut BTreeMap<String, Module>,
+    order: &mut Vec<String>,
+    open: &mut BTreeSet<String>,
+) -> Result<()> {
+    let Some(path) = index.get(name) else {
+        return Ok(());
+    };
+    if chosen.contains_key(name) {
+        return Ok(());
+    }
+    if !open.insert(name.to_owned()) {
+        bail!("the module {name} depends on itself");
+    }
+    let module = read_module(path)?;
+    for need in &module.depends {
+        choose(need, index, chosen, order, open)?;
+    }
+    order.push(name.to_owned());
+    chosen.insert(name.to_owned(), module);
+    Ok(())
+}
+
+/// Every module that `name` needs, nearest first, as `modules.dep` lists them.
+fn all_needs(name: &str, chosen: &BTreeMap<String, Module>, needs: &mut Vec<String>) {
+    let Some(module) = chosen.get(name) else {
+        return;
+    };
+    for need in &module.depends {
+        if !needs.contains(need) {
+            needs.push(need.clone());
+        }
+    }
+    for need in &module.depends {
+        let mut below = Vec::new();
+        all_needs(need, chosen, &mut below);
+        for name in below {
+            needs.retain(|known| *known != name);
+            needs.push(name);
+        }
+    }
+}
+
+fn read_module(path: &Path) -> Result<Module> {
+    let unpacked = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => {
+            deps::ensure(&[deps::XZ])?;
+            unpack("xz", path)?
+        }
+        Some("zst") => {
+            deps::ensure(&[deps::ZSTD])?;
+            unpack("zstd", path)?
+        }
+        Some("gz") => {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(
+                &mut flate2::read::MultiGzDecoder::new(std::fs::File::open(path)?),
+                &mut bytes,
+            )?;
+            bytes
+        }
+        _ => std::fs::read(path)?,
+    };
+    let shown = path.display();
+    let information =
+        module_information(&unpacked).with_context(|| format!("{shown} is no module"))?;
+    let values = |key: &str| -> Vec<String> {
+        information
+            .split(|byte| *byte == 0)
+            .filter_map(|entry| {
+                String::from_utf8_lossy(entry)
+                    .strip_prefix(key)
+                    .map(str::to_owned)
+            })
+            .collect()
+    };
+    let text = path.to_str().context("a module's path is no text")?;
+    let inside = text
+        .rfind("/kernel/")
+        .and_then(|at| text.get(at + 1..))
+        .and_then(|path| path.split_once(".ko"))
+        .map(|(name, _)| format!("{name}.ko"))
+        .with_context(|| format!("{shown} is not below kernel/"))?;
+    Ok(Module {
+        path: inside,
+        depends: values("depends=")
+            .iter()
+            .flat_map(|list| list.split(','))
+            .filter(|name| !name.is_empty())
+            .map(normal)
+            .collect(),
+        aliases: values("alias="),
+        bytes: unpacked,
+    })
+}
+
+fn unpack(program: &str, path: &Path) -> Result<Vec<u8>> {
+    let output = Command::new(program).arg("-dc").arg(path).output()?;
+    if !output.status.success() {
+        bail!("{program} cannot unpack {}", path.display());
+    }
+    Ok(output.stdout)
+}
+
+/// The `.modinfo` section: `key=value` strings, each ended by NUL.
+fn module_information(bytes: &[u8]) -> Option<&[u8]> {
+    let endian = object::LittleEndian;
+    let header = object::elf::FileHeader64::<object::LittleEndian>::parse(bytes).ok()?;
+    let sections = header.sections(endian, bytes).ok()?;
+    let (_, section) = sections.section_by_name(endian, b".modinfo")?;
+    section.data(endian, bytes).ok()
+}
+
+/// A cpio archive in the `newc` form.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    made: BTreeSet<String>,
+    inode: u32,
+}
+
+impl Archive {
+    fn directory(&mut self, path: &str) {
+        if !path.is_empty() && self.made.insert(path.to_owned()) {
+            self.entry(path, 0o040_755, (0, 0), &[]);
+        }
+    }
+
+    fn parents(&mut self, path: &str) {
+        for (at, _) in path.match_indices('/') {
+            if let Some(parent) = path.get(..at) {
+                self.directory(parent);
+            }
+        }
+    }
+
+    fn file(&mut self, path: &str, mode: u32, contents: Vec<u8>) {
+        self.parents(path);
+        self.entry(path, 0o100_000 | mode, (0, 0), &contents);
+    }
+
+    fn symlink(&mut self, path: &str, to: &str) {
+        self.parents(path);
+        self.entry(path, 0o120_777, (0, 0), to.as_bytes());
+    }
+
+    fn device(&mut self, path: &str, major: u32, minor: u32) {
+        self.parents(path);
+        self.entry(path, 0o020_600, (major, minor), &[]);
+    }
+
+    fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), contents: &[u8]) {
+        self.inode += 1;
+        let length = u32::try_from(contents.len()).unwrap_or(u32::MAX);
+        let name_length = u32::try_from(path.len() + 1).unwrap_or(u32::MAX);
+        // inode, mode, uid, gid, links, mtime, size, device, special device, name length, checksum.
+        let fields = [
+            self.inode,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            length,
+            0,
+            0,
+            device.0,
+            device.1,
+            name_length,
+            0,
+        ];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(path.bytes());
+        self.bytes.push(0);
+        self.align();
+        self.bytes.extend(contents);
+        self.align();
+    }
+
+    fn align(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, (0, 0), &[]);
+        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn archive_has_the_newc_form() {
+        let mut archive = Archive::default();
+        archive.file("etc/name", 0o644, b"text".to_vec());
+        let bytes = archive.finish();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.starts_with("070701"));
+        assert_eq!(
+            text.matches("070701").count(),
+            3,
+            "the parent, the file and the trailer"
+        );
+        assert!(text.contains("etc/name\0") && text.contains("TRAILER!!!\0"));
+        assert_eq!(bytes.len() % 512, 0);
+        // The first header's name length field stands 12 fields of 8 digits behind the magic.
+        assert_eq!(
+            bytes.get(6 + 11 * 8..6 + 12 * 8),
+            Some(b"00000004".as_slice())
+        );
+    }
+
+    #[test]
+    fn needs_are_listed_nearest_first() {
+        let module = |depends: &[&str]| Module {
+            path: String::new(),
+            bytes: Vec::new(),
+            depends: depends.iter().map(|name| (*name).to_owned()).collect(),
+            aliases: Vec::new(),
+        };
+        let chosen = BTreeMap::from([
+            ("a".to_owned(), module(&["b", "c"])),
+            ("b".to_owned(), module(&["c"])),
+            ("c".to_owned(), module(&[])),
+        ]);
+        let mut needs = Vec::new();
+        all_needs("a", &chosen, &mut needs);
+        assert_eq!(needs, ["b", "c"]);
+    }
+}
