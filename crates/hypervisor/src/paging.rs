@@ -7,7 +7,7 @@ use crate::host::Hv;
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::AtomicU64;
 use philoxen_abi::memory::E820Entry;
 use philoxen_abi::{DomId, Errno, GuestVa, Mfn, PAGE_SIZE, Pfn, Result};
 use philoxen_hw::cpu::{MAX_CPUS, asm, cpu_id, window};
@@ -90,8 +90,8 @@ impl Machine for Hv {
     fn relax(&self) {
         asm::relax();
     }
-    fn check_descriptor(&self, value: u64) -> bool {
-        descriptor::check(value) == Some(value)
+    fn check_descriptor(&self, value: u64) -> Option<u64> {
+        descriptor::check(value)
     }
     fn io_allowed(&self, domain: DomId, mfn: Mfn) -> bool {
         domain == DomId::DOM0 && !crate::irq::is_sensitive(mfn) && mfn.0 < 1 << (memory::address_bits() - 12)
@@ -199,31 +199,4 @@ pub fn fill_hypercall_page(domain: &Domain, pfn: Pfn) -> bool {
     memory::copy_to_frames(mfn, 0, &page);
     put_writable(mfn);
     true
-}
-
-/// `update_descriptor`: stores a checked descriptor at machine address `address` of a descriptor page or ordinary page.
-///
-/// # Errors
-/// `EINVAL` for a misaligned address, a descriptor a guest may not have, or a frame that is neither.
-pub fn update_descriptor(domain: &Domain, address: u64, value: u64) -> Result<()> {
-    let value = descriptor::check(value).ok_or(Errno::EINVAL)?;
-    if !address.is_multiple_of(8) {
-        return Err(Errno::EINVAL);
-    }
-    let mfn = Mfn::containing(address);
-    let store = || {
-        if let Some(word) = memory::words_or_scratch(mfn).get((address % PAGE_SIZE / 8) as usize) {
-            word.store(value, Ordering::Release);
-        }
-    };
-    // The type taken keeps the page what it is while it is written.
-    if get_writable(domain.id, mfn).is_ok() {
-        store();
-        put_writable(mfn);
-        return Ok(());
-    }
-    validate::get_page_segdesc(Hv, mfn, domain.id)?;
-    store();
-    validate::put_page_segdesc(Hv, mfn);
-    Ok(())
 }

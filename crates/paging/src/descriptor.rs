@@ -19,10 +19,11 @@ fn update<M: Machine, D: Domains>(
     cx: &Cx<'_, M, D>,
     [address, descriptor]: [u64; 2],
 ) -> Result<()> {
-    let sound = descriptor == 0 || cx.machine.check_descriptor(descriptor);
-    if address & 7 != 0 || !sound {
-        return Err(Errno::EINVAL);
-    }
+    let stored = match descriptor {
+        0 => Some(0),
+        _ => cx.machine.check_descriptor(descriptor),
+    };
+    let stored = stored.filter(|_| address & 7 == 0).ok_or(Errno::EINVAL)?;
     let (mfn, index) = (Mfn::containing(address), (address >> 3) as usize & 511);
     let frame = cx.machine.frames().get(mfn).ok_or(Errno::EINVAL)?;
     let owner = cx.domain.id();
@@ -30,7 +31,7 @@ fn update<M: Machine, D: Domains>(
         take_writable(cx.machine, mfn, frame, owner)?;
     }
     if let Some(slot) = cx.machine.words(mfn).get(index) {
-        slot.store(descriptor, Ordering::Release);
+        slot.store(stored, Ordering::Release);
     }
     put_flat(cx.machine, mfn, frame);
     Ok(())

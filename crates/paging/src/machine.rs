@@ -67,8 +67,9 @@ pub trait Machine: Copy {
     fn free_frame(&self, mfn: Mfn, dirty: bool, stamp: u64);
     /// A pause while another processor finishes.
     fn relax(&self);
-    /// True if a guest may have this segment descriptor in a loaded table.
-    fn check_descriptor(&self, descriptor: u64) -> bool;
+    /// The value to store for segment descriptor `descriptor` (its privilege may be lowered), or `None` if a guest may not
+    /// have it in a loaded table.
+    fn check_descriptor(&self, descriptor: u64) -> Option<u64>;
     /// True if `domain` may map `mfn`, which is not RAM. Must be false beyond the physical address width.
     fn io_allowed(&self, domain: DomId, mfn: Mfn) -> bool;
     /// Uses a descriptor table at guest address `base` as the running vCPU's LDT (0 entries: none).

@@ -230,12 +230,19 @@ fn take_flat<M: Machine>(
     Err(Errno::EAGAIN)
 }
 
+/// Checks every descriptor of a frame that no one can write, and stores what they must become.
 fn descriptors_ok<M: Machine>(machine: M, mfn: Mfn) -> bool {
-    machine
-        .words(mfn)
-        .iter()
-        .map(|word| word.load(Ordering::Relaxed))
-        .all(|descriptor| descriptor == 0 || machine.check_descriptor(descriptor))
+    machine.words(mfn).iter().all(|word| {
+        let given = word.load(Ordering::Relaxed);
+        if given == 0 {
+            return true;
+        }
+        let Some(sound) = machine.check_descriptor(given) else { return false };
+        if sound != given {
+            word.store(sound, Ordering::Relaxed);
+        }
+        true
+    })
 }
 
 /// Publishes the idle word of a frame this processor owns, and drops the general reference of its typed ones.

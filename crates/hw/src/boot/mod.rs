@@ -97,7 +97,9 @@ impl multiboot::Physical for Below4G {
 /// The text screen that the BIOS data area describes.
 fn bios_screen() -> Screen {
     use multiboot::Physical;
-    let Some(area) = Below4G.bytes(0x400, 0x100) else { return Screen::Unknown };
+    let Some(area) = Below4G.bytes(0x400, 0x100) else {
+        return Screen::Unknown;
+    };
     let byte = |offset: usize| area.get(offset).copied().map_or(0, u16::from);
     let columns = byte(0x4a) | byte(0x4b) << 8;
     // Modes 0 to 3 and 7 are text; a machine without a screen has left zeroes.

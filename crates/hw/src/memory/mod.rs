@@ -20,7 +20,8 @@ pub use init::init;
 pub use modules::{ModuleMemory, take_modules};
 pub use tables::{DEVICE, Flags, RO, RW, RX};
 pub use view::{
-    clear_in_frames, copy_from_frames, copy_to_frames, is_ram, phys_bytes, words, words_or_scratch, zero_frames,
+    clear_in_frames, copy_from_frames, copy_to_frames, is_ram, phys_bytes, words, words_or_scratch,
+    zero_frames,
 };
 
 use crate::boot::stop;
@@ -88,7 +89,11 @@ pub fn hypervisor_root() -> u64 {
 
 /// The L4 entry of slot `slot` (256..272) that every root has. It never changes after [`init`].
 pub fn hypervisor_l4_entry(slot: usize) -> u64 {
-    if (256..272).contains(&slot) { root().l4_entry(slot) } else { 0 }
+    if (256..272).contains(&slot) {
+        root().l4_entry(slot)
+    } else {
+        0
+    }
 }
 
 /// The entries of slots 256 to 271.
@@ -117,7 +122,11 @@ pub fn address_bits() -> u32 {
     static BITS: Once<u32> = Once::new();
     *BITS.call_once(|| {
         let known = asm::cpuid(0x8000_0000, 0)[0] >= 0x8000_0008;
-        if known { (asm::cpuid(0x8000_0008, 0)[0] & 0xff).clamp(32, 52) } else { 36 }
+        if known {
+            (asm::cpuid(0x8000_0008, 0)[0] & 0xff).clamp(32, 52)
+        } else {
+            36
+        }
     })
 }
 
@@ -181,7 +190,14 @@ pub fn map_hypervisor_page(va: u64, phys: u64, flags: Flags) {
 }
 
 fn map_locked(va: u64, phys: u64, flags: Flags) {
-    let mapped = root().map(va, phys, PAGE_SIZE, flags, PAGE_SIZE, &mut try_alloc_hypervisor_page);
+    let mapped = root().map(
+        va,
+        phys,
+        PAGE_SIZE,
+        flags,
+        PAGE_SIZE,
+        &mut try_alloc_hypervisor_page,
+    );
     if mapped.is_none() {
         stop(format_args!("The hypervisor cannot map a page at {va:#x}."));
     }
@@ -221,7 +237,14 @@ fn map_device(phys: u64, len: u64, flags: Flags) -> Option<u64> {
     }
     // The page behind stays unmapped.
     *next = va + size + PAGE_SIZE;
-    root().map(va, start, size, flags, LARGE_SIZE, &mut try_alloc_hypervisor_page)?;
+    root().map(
+        va,
+        start,
+        size,
+        flags,
+        LARGE_SIZE,
+        &mut try_alloc_hypervisor_page,
+    )?;
     Some(va + (phys - start))
 }
 
@@ -229,7 +252,9 @@ fn map_device(phys: u64, len: u64, flags: Flags) -> Option<u64> {
 pub fn patch_text(site: u64, bytes: &[u8]) -> bool {
     let phys = site.wrapping_sub(IMAGE);
     let text = init::text();
-    let inside = phys.checked_add(bytes.len() as u64).is_some_and(|end| end <= text.end);
+    let inside = phys
+        .checked_add(bytes.len() as u64)
+        .is_some_and(|end| end <= text.end);
     if phys < text.start || !inside {
         return false;
     }
@@ -293,7 +318,9 @@ pub fn is_m2p_frame(mfn: Mfn) -> bool {
     // Rare (a toolstack mapping the table), so a search by piece is good enough.
     let end = frame_count() * 8;
     (0..end).step_by(LARGE_SIZE as usize).any(|offset| {
-        let Some(start) = root().translate(M2P + offset).map(Mfn::containing) else { return false };
+        let Some(start) = root().translate(M2P + offset).map(Mfn::containing) else {
+            return false;
+        };
         let pages = (end - offset).min(LARGE_SIZE).div_ceil(PAGE_SIZE);
         if root().is_large(M2P + offset) {
             return (start.0..start.0 + pages).contains(&mfn.0);

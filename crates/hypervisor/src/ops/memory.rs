@@ -40,5 +40,5 @@ pub fn memory_op(running: &Running, cmd: u64, arg: u64) -> Flow {
 
 /// `update_descriptor(address, descriptor)`.
 pub fn update_descriptor(running: &Running, address: u64, descriptor: u64) -> Flow {
-    crate::paging::update_descriptor(&running.domain, address, descriptor).map(|()| 0).into()
+    with(running, |cx| paging::update_descriptor(cx, [address, descriptor]))
 }
