@@ -133,7 +133,7 @@ pub struct Test {
     /// List the tests' names and do nothing
     #[arg(long)]
     pub list: bool,
-    /// Machines to run at the same time [default: half of the processors, at least one]
+    /// Machines to run at the same time [default: one per processor]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     /// QEMU to use instead of Debian's qemu-system-x86_64

@@ -103,7 +103,7 @@ pub const DEBIAN: &[Debian] = &[
         script: None,
         replies: &[
             Reply {
-                wait_for: "dom0:~#",
+                wait_for: "dom0:/root#",
                 send: "echo answer-$((20 + 22))\n",
             },
             Reply {

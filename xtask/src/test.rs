@@ -164,7 +164,7 @@ fn all_cases(tree: &Tree) -> Result<Vec<(String, Case)>> {
 
 fn jobs(options: &args::Test) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    options.jobs.unwrap_or(processors / 2).max(1)
+    options.jobs.unwrap_or(processors).max(1)
 }
 
 /// Builds and fetches what `machines` need.

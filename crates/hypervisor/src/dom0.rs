@@ -258,20 +258,7 @@ impl Target for Copy {
         memory::copy_to_frames(at, offset, data);
     }
     fn zero(&mut self, at: Mfn, offset: u64, len: u64) {
-        // Whole pages at once, the rest by words of zeroes.
-        const ZEROES: [u8; 4096] = [0; 4096];
-        let (mut at, mut offset, mut len) = (at, offset, len);
-        while len != 0 {
-            if offset == 0 && len >= philoxen_abi::PAGE_SIZE {
-                let pages = len / philoxen_abi::PAGE_SIZE;
-                memory::zero_frames(at, pages);
-                (at, len) = (Mfn(at.0 + pages), len % philoxen_abi::PAGE_SIZE);
-                continue;
-            }
-            let part = len.min(philoxen_abi::PAGE_SIZE - offset);
-            memory::copy_to_frames(at, offset, ZEROES.get(..part as usize).unwrap_or(&[]));
-            (at, offset, len) = (Mfn(at.0 + 1), 0, len - part);
-        }
+        memory::clear_in_frames(at, offset, len);
     }
 }
 

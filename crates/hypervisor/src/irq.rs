@@ -11,6 +11,7 @@ use philoxen_evtchn::Frames;
 use philoxen_hw::cpu::CpuId;
 use philoxen_hw::dev::{self, lapic, vectors};
 use philoxen_hw::{serial, warn};
+use philoxen_paging::IoAccess;
 use philoxen_physdev::acpi::Signal;
 use philoxen_physdev::chip::{Chip, Route, Vector};
 use philoxen_physdev::irq::{FIRST_VECTOR, LAST_VECTOR};
@@ -21,7 +22,7 @@ const FRAME_BITS: u32 = 4096 * 8;
 
 /// All interrupt lines of the machine.
 pub static IRQS: Irqs<dev::Machine> = Irqs::new(dev::Machine);
-/// Frames of device memory that no domain may map: local APIC, I/O APICs, HPET.
+/// Frames of device memory that no domain may map: local APIC, I/O APICs.
 static SENSITIVE: spin::Once<arrayvec::ArrayVec<Mfn, 24>> = spin::Once::new();
 /// Spurious interrupts so far.
 static SPURIOUS: AtomicU32 = AtomicU32::new(0);
@@ -36,7 +37,7 @@ pub fn init() {
     SENSITIVE.call_once(|| {
         let mut frames = arrayvec::ArrayVec::new();
         let io_apics = acpi.io_apics.iter().map(|unit| unit.address);
-        for address in io_apics.chain([acpi.local_apic]).chain(acpi.hpet) {
+        for address in io_apics.chain([acpi.local_apic]) {
             // More controllers than fit do not exist; one too many would be mappable by Domain 0 only.
             let _ = frames.try_push(Mfn::containing(address));
         }
@@ -44,9 +45,17 @@ pub fn init() {
     });
 }
 
-/// True if `mfn` holds registers that only the hypervisor may touch.
-pub fn is_sensitive(mfn: Mfn) -> bool {
-    SENSITIVE.get().is_none_or(|frames| frames.contains(&mfn))
+/// How Domain 0 may map a frame of device memory: not the interrupt controllers', the HPET's for reading (the firmware's
+/// own code looks at it), all others as it likes.
+pub fn device_access(mfn: Mfn) -> IoAccess {
+    let hpet = dev::acpi_tables().and_then(|acpi| acpi.hpet);
+    if SENSITIVE.get().is_none_or(|frames| frames.contains(&mfn)) {
+        IoAccess::None
+    } else if hpet.is_some_and(|address| Mfn::containing(address) == mfn) {
+        IoAccess::ReadOnly
+    } else {
+        IoAccess::ReadWrite
+    }
 }
 
 /// Lets the console's serial port interrupt us for received bytes; `isa` is its ISA interrupt.

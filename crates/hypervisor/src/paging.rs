@@ -15,7 +15,7 @@ use philoxen_hw::{machine as hw, memory};
 use philoxen_paging::buddy::Block;
 use philoxen_paging::frame::FrameTable;
 use philoxen_paging::machine::{Flush, FlushScope};
-use philoxen_paging::{Cx, DomainMemory, Domains, Machine, validate, va_mapping};
+use philoxen_paging::{Cx, DomainMemory, Domains, IoAccess, Machine, validate, va_mapping};
 use philoxen_pv::descriptor;
 use spin::Once;
 
@@ -93,8 +93,9 @@ impl Machine for Hv {
     fn check_descriptor(&self, value: u64) -> Option<u64> {
         descriptor::check(value)
     }
-    fn io_allowed(&self, domain: DomId, mfn: Mfn) -> bool {
-        domain == DomId::DOM0 && !crate::irq::is_sensitive(mfn) && mfn.0 < 1 << (memory::address_bits() - 12)
+    fn io_access(&self, domain: DomId, mfn: Mfn) -> IoAccess {
+        let exists = mfn.0 < 1 << (memory::address_bits() - 12);
+        if domain == DomId::DOM0 && exists { crate::irq::device_access(mfn) } else { IoAccess::None }
     }
     fn set_ldt(&self, base: u64, entries: u32) -> Result<()> {
         cpu::set_ldt(GuestVa(base), entries)

@@ -2,6 +2,7 @@
 //! From the boot loader to Domain 0's first instruction.
 
 use crate::cpu::Cpu;
+use crate::host::Hv;
 use crate::{dom0, fatal, irq, power, schedule, smp, time};
 use alloc::boxed::Box;
 use philoxen_domain::options::Options;
@@ -9,6 +10,7 @@ use philoxen_hw::boot::{self, BootInfo};
 use philoxen_hw::log::{self, Source, Threshold};
 use philoxen_hw::serial::{self, Settings};
 use philoxen_hw::{cpu, dev, info, memory, warn};
+use philoxen_paging::Machine;
 use philoxen_physdev::acpi::Rsdp;
 
 /// The binary's start, on the boot stack.
@@ -31,6 +33,7 @@ pub fn main(boot_info: &'static BootInfo) -> ! {
 extern "C" fn on_main_stack() -> ! {
     let Some(boot_info) = boot::info() else { fatal::bug("there is no boot information") };
     let options = Options::parse(boot_info.command_line());
+    memory::set_flush_since(|stamp| Hv.flush_since(stamp));
     start_devices(boot_info);
     if let Some(isa) = console_settings(&options).map(|settings| settings.irq) {
         irq::start_console_input(isa);

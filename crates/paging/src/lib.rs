@@ -35,7 +35,7 @@ pub use buddy::Buddy;
 pub use descriptor::update_descriptor;
 pub use emulate::{PteWrite, emulate_pte_write, table_at};
 pub use frame::{Frame, FrameTable};
-pub use machine::{Cx, DomainMemory, Domains, Flush, FlushScope, Machine, VcpuRoots};
+pub use machine::{Cx, DomainMemory, Domains, Flush, FlushScope, IoAccess, Machine, VcpuRoots};
 pub use mmu_update::mmu_update;
 pub use mmuext::mmuext_op;
 pub use relinquish::{Progress, relinquish};

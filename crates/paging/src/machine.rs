@@ -29,6 +29,17 @@ pub enum Flush {
     Page(u64),
 }
 
+/// How a domain may map a frame of device memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoAccess {
+    /// Not at all.
+    None,
+    /// For reading; a writable mapping becomes read-only.
+    ReadOnly,
+    /// As it likes.
+    ReadWrite,
+}
+
 /// The machine as this crate sees it; a zero-sized handle in production.
 ///
 /// The TLB clock counts whole-TLB flushes of all processors: a processor advances it *before* it flushes and then
@@ -70,8 +81,8 @@ pub trait Machine: Copy {
     /// The value to store for segment descriptor `descriptor` (its privilege may be lowered), or `None` if a guest may not
     /// have it in a loaded table.
     fn check_descriptor(&self, descriptor: u64) -> Option<u64>;
-    /// True if `domain` may map `mfn`, which is not RAM. Must be false beyond the physical address width.
-    fn io_allowed(&self, domain: DomId, mfn: Mfn) -> bool;
+    /// How `domain` may map `mfn`, which is not RAM. Must be [`IoAccess::None`] beyond the physical address width.
+    fn io_access(&self, domain: DomId, mfn: Mfn) -> IoAccess;
     /// Uses a descriptor table at guest address `base` as the running vCPU's LDT (0 entries: none).
     ///
     /// # Errors

@@ -10,7 +10,7 @@
 
 use crate::entry::{self, RW};
 use crate::frame::Frame;
-use crate::machine::{DomainMemory, Machine};
+use crate::machine::{DomainMemory, IoAccess, Machine};
 use crate::word::{ENTRIES, Get, Kind, OwnerWord, Put, TypeWord};
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::hypercall::Budget;
@@ -456,10 +456,12 @@ impl<'a, M: Machine> Tables<'a, M> {
         match self.machine.frames().class(mfn) {
             crate::word::Class::NotRam => {
                 let mine = pages == Pages::Io || pages == Pages::Of(self.owner.id());
-                if mine && self.machine.io_allowed(self.owner.id(), mfn) {
-                    return Ok(entry::io_leaf(raw));
+                let access = self.machine.io_access(self.owner.id(), mfn);
+                match access {
+                    IoAccess::ReadWrite if mine => Ok(entry::io_leaf(raw)),
+                    IoAccess::ReadOnly if mine => Ok(entry::io_leaf(raw & !RW)),
+                    _ => Err(Errno::EPERM),
                 }
-                Err(Errno::EPERM)
             }
             crate::word::Class::Hypervisor
                 if pages == Pages::Xen && raw & RW == 0 && self.machine.is_m2p_frame(mfn) =>

@@ -5,7 +5,7 @@ use crate::audit::{Held, audit};
 use crate::buddy::{Block, Buddy};
 use crate::entry::{self, P, RW};
 use crate::frame::{Frame, FrameTable};
-use crate::machine::{Cx, DomainMemory, Domains, Flush, FlushScope, Machine, VcpuRoots};
+use crate::machine::{Cx, DomainMemory, Domains, Flush, FlushScope, IoAccess, Machine, VcpuRoots};
 use crate::reservation::assign_frames;
 use crate::word::{Class, Kind};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -295,8 +295,12 @@ impl Machine for M {
         // Bit 1 stands for the privilege that real descriptors are given.
         (descriptor & 1 == 0).then_some(descriptor | 2)
     }
-    fn io_allowed(&self, domain: DomId, mfn: Mfn) -> bool {
-        domain == DomId(0) && mfn.0 < 1 << 40
+    fn io_access(&self, domain: DomId, mfn: Mfn) -> IoAccess {
+        match (domain, mfn.0) {
+            (DomId(0), 0xfed00) => IoAccess::ReadOnly,
+            (DomId(0), frame) if frame < 1 << 40 => IoAccess::ReadWrite,
+            _ => IoAccess::None,
+        }
     }
     fn set_ldt(&self, _: u64, _: u32) -> Result<()> {
         Ok(())

@@ -9,6 +9,7 @@ mod events;
 mod exceptions;
 mod fifo;
 mod fpu;
+mod hypercalls;
 mod memory_ops;
 mod pagetypes;
 mod timers;
@@ -29,6 +30,7 @@ pub const THEMES: &[Theme] = &[
     ("timers", timers::run),
     ("descriptors", descriptors::run),
     ("emulation", emulation::run),
+    ("hypercalls", hypercalls::run),
     ("fpu", fpu::run),
     ("crash-unmapped-stack", crash::unmapped_stack),
     ("crash-hypervisor-stack", crash::hypervisor_stack),
