@@ -268,6 +268,7 @@ impl Watch<'_> {
         let mut keyboard = Keyboard {
             input: child.stdin.take(),
             replies: self.replies,
+            answered: 0,
         };
 
         let mut outcome = Outcome {
@@ -294,9 +295,9 @@ impl Watch<'_> {
                     continue;
                 }
                 let line = clean(&partial);
-                partial.clear();
                 seen(&line);
-                keyboard.answer(&line)?;
+                keyboard.answer(&partial, true)?;
+                partial.clear();
                 if self.until.is_some_and(|until| line.contains(until)) {
                     end = End::Seen;
                     deadline = deadline.min(Instant::now() + self.grace);
@@ -304,9 +305,7 @@ impl Watch<'_> {
                 outcome.lines.push((start.elapsed(), line));
             }
             // A prompt is not followed by a line's end.
-            if keyboard.answer(&clean(&partial))? {
-                partial.clear();
-            }
+            keyboard.answer(&partial, false)?;
         }
         if !partial.is_empty() {
             outcome.lines.push((start.elapsed(), clean(&partial)));
@@ -325,22 +324,29 @@ impl Watch<'_> {
 struct Keyboard<'a> {
     input: Option<std::process::ChildStdin>,
     replies: &'a [Reply],
+    /// Bytes at the start of the present line that are answered already.
+    answered: usize,
 }
 
 impl Keyboard<'_> {
-    /// Types the next reply if `text` is what it waits for, and tells whether it did.
-    fn answer(&mut self, text: &str) -> Result<bool> {
-        let (Some((reply, rest)), Some(input)) = (self.replies.split_first(), self.input.as_mut())
-        else {
-            return Ok(false);
-        };
-        if !text.contains(reply.wait_for) {
-            return Ok(false);
+    /// Types the next reply if the present line, complete or not, has what it waits for.
+    fn answer(&mut self, line: &[u8], complete: bool) -> Result<()> {
+        let text = clean(line.get(self.answered..).unwrap_or_default());
+        if complete {
+            self.answered = 0;
         }
-        input.write_all(reply.send.as_bytes())?;
-        input.flush()?;
-        self.replies = rest;
-        Ok(true)
+        if let (Some((reply, rest)), Some(input)) =
+            (self.replies.split_first(), self.input.as_mut())
+            && text.contains(reply.wait_for)
+        {
+            input.write_all(reply.send.as_bytes())?;
+            input.flush()?;
+            self.replies = rest;
+            if !complete {
+                self.answered = line.len();
+            }
+        }
+        Ok(())
     }
 }
 

@@ -163,7 +163,6 @@ fn scheduling(t: &mut Checks) {
     t.refused("unknown scheduler operation", hyper::sched_op(99, &mut 0_u64));
     t.refused("remote shutdown of no domain", hyper::sched_op(4, &mut [99_u32, 0]));
     t.refused("remote shutdown of ourselves", hyper::sched_op(4, &mut [0x7ff0_u32, 0]));
-    t.refused("shutdown for no reason", hyper::sched_op(2, &mut 0xffff_u32));
     let watchdog = |id: u32, timeout: u32| hyper::sched_op(6, &mut [id, timeout]);
     let mine = watchdog(0, 1000);
     if mine > 0 {
@@ -208,13 +207,14 @@ fn privileged(t: &mut Checks) {
     t.equal("platform_op without a version", call_inline(nr::PLATFORM_OP, [page.0, 0, 0, 0, 0]), -13);
     for number in [nr::XSM_OP, nr::XENOPROF_OP, nr::HVM_OP, nr::KEXEC_OP, nr::TMEM_OP, nr::ARGO_OP, nr::XENPMU_OP, nr::DM_OP, nr::HYPFS_OP] {
         let result = call_inline(number, [0xffff, page.0, 0, 0, 0]);
-        t.note("call of other uses", result < 0, &(number, result));
+        t.note("call of other uses", result <= 0, &(number, result));
     }
     let result = call_inline(nr::GRANT_TABLE_OP, [99, page.0, 1, 0, 0]);
     t.refused("unknown grant operation", result);
     for (cmd, count) in [(0, u64::from(u32::MAX)), (5, 1 << 33), (6, u64::MAX)] {
         let result = call_inline(nr::GRANT_TABLE_OP, [cmd, 0x1000, count, 0, 0]);
-        t.note("grant operations without end", result < 0, &(cmd, result));
+        // A count is 32 bits wide, so that one of these is a count of nothing.
+        t.note("grant operations without end", result <= 0, &(cmd, result));
     }
     let result = call_inline(nr::PHYSDEV_OP, [99, page.0, 0, 0, 0]);
     t.refused("unknown device operation", result);
@@ -237,10 +237,11 @@ fn harmful(number: u64, args: &[u64; 5]) -> bool {
         nr::PLATFORM_OP | nr::KEXEC_OP | nr::SYSCTL | nr::DOMCTL => true,
         // Down, NMI, another place for vcpu_info.
         nr::VCPU_OP => matches!(first & 0xffff_ffff, 0..=2 | 5 | 10 | 11 | 13),
-        nr::MMUEXT_OP | nr::MMU_UPDATE | nr::MULTICALL => second != 0 && first < 1 << 47,
+        // A list in scratch memory could hold any of the calls here.
+        nr::MULTICALL => second != 0 && first >= memory::VIRT_BASE,
         nr::UPDATE_VA_MAPPING | nr::UPDATE_VA_MAPPING_OTHERDOMAIN => first >= memory::VIRT_BASE,
-        nr::MEMORY_OP => false,
-        nr::VM_ASSIST => true,
+        // A breakpoint on something that the handler of breakpoints uses would never end.
+        nr::VM_ASSIST | nr::SET_DEBUGREG => true,
         _ => false,
     }
 }
