@@ -6,9 +6,10 @@ use crate::host::Hv;
 use crate::irq::{DomainPirqs, IRQS};
 use crate::vcpu::{Vcpu, VcpuState};
 use crate::{schedule, smp, time};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
+use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::arch::CpuidRegs;
 use philoxen_abi::hypercall::Budget;
@@ -19,7 +20,7 @@ use philoxen_domain::clock::Scale;
 use philoxen_domain::lifecycle::Lifecycle;
 use philoxen_domain::options::Options;
 use philoxen_evtchn::{DomainEvents, Limits};
-use philoxen_hw::boot::{BootInfo, Screen};
+use philoxen_hw::boot::{BootInfo, Region, RegionKind, Screen};
 use philoxen_hw::cpu::{asm, features};
 use philoxen_hw::memory::{self, ModuleMemory};
 use philoxen_hw::{dev, info};
@@ -84,7 +85,7 @@ pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure>
     let mut modules = memory::take_modules().into_iter();
     let kernel_module = modules.next().ok_or(Failure::NoKernel)?;
     let ramdisk = modules.next();
-    let cmdline = boot_info.modules().next().map_or("", |module| module.cmdline);
+    let cmdline = command_line(boot_info);
     let start = time::now();
     let image = builder::unpack(kernel_module.bytes())?;
     let unpacked = time::now();
@@ -122,6 +123,32 @@ pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure>
     );
     info!("bench: dom0 entry at {} us, decompression {} us", time::now() / 1000, (unpacked - start) / 1000);
     Ok(())
+}
+
+/// The kernel's arguments as the boot loader gave them; under UEFI also where the ACPI root pointer is, since the kernel, which
+/// was not started by UEFI itself, would look for it in the BIOS's memory only.
+fn command_line(boot_info: &BootInfo) -> String {
+    let mut line = String::from(boot_info.modules().next().map_or("", |module| module.cmdline));
+    if boot_info.efi
+        && !line.contains("acpi_rsdp=")
+        && let Some(address) = root_pointer(boot_info)
+    {
+        // Writing to a string cannot fail.
+        let _ = write!(line, " acpi_rsdp={address:#x}");
+    }
+    line
+}
+
+/// Finds the ACPI root pointer, of which the boot loader passed a copy, in the memory of firmware's tables.
+fn root_pointer(boot_info: &BootInfo) -> Option<u64> {
+    let copy = boot_info.rsdp.as_ref()?;
+    let wanted = copy.bytes.get(..copy.len)?;
+    let firmware = |region: &&Region| matches!(region.kind, RegionKind::AcpiReclaim | RegionKind::AcpiNvs);
+    boot_info.memory.iter().filter(firmware).find_map(|region| {
+        let bytes = memory::phys_bytes(region.start, (region.end - region.start) as usize)?;
+        let at = (0..bytes.len()).step_by(16).find(|&at| bytes.get(at..).is_some_and(|rest| rest.starts_with(wanted)))?;
+        Some(region.start + at as u64)
+    })
 }
 
 /// Pages for Domain 0: what `dom0_mem=` asks, or everything but a reserve. `spare` pages will be freed while it is built.

@@ -13,7 +13,7 @@ use philoxen_hw::dev::{self, lapic, vectors};
 use philoxen_hw::{serial, warn};
 use philoxen_paging::IoAccess;
 use philoxen_physdev::acpi::Signal;
-use philoxen_physdev::chip::{Chip, Route, Vector};
+use philoxen_physdev::chip::{Chip, Gsi, Route, Vector};
 use philoxen_physdev::irq::{FIRST_VECTOR, LAST_VECTOR};
 use philoxen_physdev::{DomainIrqs, EoiPage, Irqs};
 
@@ -65,6 +65,7 @@ pub fn start_console_input(isa: u8) {
     let (gsi, signal) = moved.map_or((isa.into(), Signal::ISA), |entry| (entry.gsi, entry.signal));
     let destination = IRQS.chip().default_destination();
     let route = Route { vector: Vector(vectors::SERIAL), destination, signal, masked: false };
+    IRQS.claim(Gsi(gsi));
     dev::ioapic::write(gsi, route.entry());
     serial::set_receive_interrupt(true);
 }

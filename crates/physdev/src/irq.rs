@@ -127,6 +127,8 @@ struct GsiState {
     signal: Signal,
     /// Domain 0 has said how it signals.
     settled: bool,
+    /// The hypervisor drives it: it can be mapped, as kernels map all ISA interrupts, but neither bound nor changed.
+    ours: bool,
 }
 
 /// Which lines are in use, and how GSIs signal. Innermost but for lines.
@@ -177,6 +179,7 @@ impl<C: Chip> Irqs<C> {
             vector: None,
             signal: Signal::PCI,
             settled: false,
+            ours: false,
         };
         Self {
             chip,
@@ -202,6 +205,14 @@ impl<C: Chip> Irqs<C> {
             if let Some(state) = allocation.gsis.get_mut(gsi as usize) {
                 state.signal = signal;
             }
+        }
+    }
+
+    /// Keeps a GSI for the hypervisor, which programs it itself. At boot, before any domain runs.
+    pub fn claim(&self, gsi: Gsi) {
+        if let Some(state) = self.allocation.lock().gsis.get_mut(gsi.0 as usize) {
+            state.ours = true;
+            state.settled = true;
         }
     }
 
@@ -270,7 +281,10 @@ impl<C: Chip> Irqs<C> {
         if let Some(state) = allocation.gsis.get_mut(gsi.0 as usize) {
             state.vector = Some(vector);
         }
-        self.start(vector, Source::Gsi(gsi, state.signal))?;
+        // A line without a source cannot be bound.
+        if !state.ours {
+            self.start(vector, Source::Gsi(gsi, state.signal))?;
+        }
         Ok(vector)
     }
 

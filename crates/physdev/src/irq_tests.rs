@@ -80,6 +80,18 @@ fn a_level_line_stays_masked_until_eoi() {
 }
 
 #[test]
+fn a_line_of_the_hypervisor_is_mapped_but_never_touched() {
+    let irqs = machine();
+    let dom = domain(&irqs, 0);
+    irqs.claim(Gsi(4));
+    let before = irqs.chip().pins.borrow()[4];
+    assert_eq!(irqs.setup_gsi(Gsi(4), Signal::PCI), Err(Errno::EEXIST));
+    assert_eq!(dom.map_gsi(&irqs, Gsi(4), Some(4)), Ok(4));
+    assert_eq!(dom.bind_pirq(&irqs, 4, true), Err(Errno::EINVAL));
+    assert_eq!(irqs.chip().pins.borrow()[4], before);
+}
+
+#[test]
 fn an_edge_line_is_never_masked_while_bound() {
     let irqs = machine();
     let dom = domain(&irqs, 0);

@@ -114,9 +114,27 @@ macro_rules! probe {
     }};
 }
 
+/// Handlers that are running.
+static DEPTH: AtomicU64 = AtomicU64::new(0);
+/// More than any test nests.
+const TOO_DEEP: u64 = 8;
+
 /// Called by the entry code with the frame on the stack; what it leaves there is returned to.
 #[unsafe(no_mangle)]
 extern "C" fn guest_trap(frame: &mut Frame) {
+    let depth = DEPTH.fetch_add(1, Relaxed);
+    if depth == TOO_DEEP {
+        hook(None);
+        unexpected(&Trap { frame: *frame, cr2: memory::cr2(), mask: memory::upcall_mask() });
+    }
+    if depth > TOO_DEEP {
+        hyper::power_off();
+    }
+    dispatch(frame);
+    DEPTH.fetch_sub(1, Relaxed);
+}
+
+fn dispatch(frame: &mut Frame) {
     let mask = memory::upcall_mask();
     if frame.vector == entry::VECTOR_EVENT {
         frame.error = 0;

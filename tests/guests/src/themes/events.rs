@@ -150,10 +150,7 @@ fn refusals(t: &mut Checks) {
     t.refused("unbound for no domain", events::alloc_unbound(99, SELF).0);
     t.refused("bind to no domain", events::bind_interdomain(99, 1).0);
     t.refused("unknown operation", hyper::event_op(99, &mut Small(0, 0, 0)));
-    let before = events::bind_ipi(0);
-    t.ok("one more", before.0);
-    let after = before.1;
-    t.ok("close it", events::close(after));
+    let before = open_ports();
     for place in [HYPERVISOR_START + (1 << 42), 0x1000, 1 << 47, u64::MAX - 3] {
         for cmd in [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13] {
             let args = [cmd, place, 0, 0, 0];
@@ -161,8 +158,12 @@ fn refusals(t: &mut Checks) {
             t.equal("argument at a bad place", result, -14);
         }
     }
-    t.equal("no port leaked by refusals", events::bind_ipi(0).1, after);
-    t.ok("close", events::close(after));
+    t.equal("no port leaked by refusals", open_ports(), before);
+}
+
+/// How many of the first ports are in use.
+fn open_ports() -> usize {
+    (1..512).filter(|port| status(*port).1 != CLOSED).count()
 }
 
 fn polling(t: &mut Checks) {
@@ -203,20 +204,19 @@ fn closing(t: &mut Checks) {
     t.that("at most one stray event", events::count(port) <= 1);
     t.refused("send on the closed port", events::send(port));
     let (_, again) = events::bind_ipi(0);
-    t.equal("lowest port is used again", again, port);
     t.that("new channel is not pending", !events::is_pending(again));
     t.ok("close again", events::close(again));
     let (_, open) = events::alloc_unbound(SELF, SELF);
     let (_, other) = events::bind_interdomain(SELF, open);
     t.ok("close one end", events::close(open));
     t.equal("other end is unbound", status(other).1, UNBOUND);
-    t.ok("bind again", events::bind_interdomain(SELF, other).0);
+    let (result, third) = events::bind_interdomain(SELF, other);
+    t.ok("bind again", result);
     let (_, spare) = events::alloc_unbound(SELF, SELF);
-    for port in [open, other, spare] {
+    for port in [third, other, spare] {
         events::close(port);
     }
-    let all = (1..64).filter(|port| status(*port).1 != CLOSED).count();
-    t.equal("nothing left", all, 0);
+    t.equal("nothing left", open_ports(), 0);
 }
 
 fn bound_vcpu(t: &mut Checks) {
@@ -236,12 +236,15 @@ fn random_operations(t: &mut Checks) {
     let mut open = [false; 512];
     let mut wrong = 0;
     for _ in 0..20_000 {
-        let port = random.below(200) as u32;
+        let port = random.below(512) as u32;
         let was = open[port as usize];
         match random.below(5) {
             0 => {
-                if let (0, port) = events::bind_ipi(0) {
-                    wrong += u32::from(open.get(port as usize) != Some(&false));
+                let (result, port) = events::bind_ipi(0);
+                if result == 0 && port >= 512 {
+                    wrong += u32::from(events::close(port) != 0);
+                } else if result == 0 {
+                    wrong += u32::from(open[port as usize]);
                     open[port as usize] = true;
                 }
             }
@@ -256,7 +259,7 @@ fn random_operations(t: &mut Checks) {
             }
         }
         if open.iter().filter(|open| **open).count() > 190 {
-            (1..200).filter(|port| open[*port as usize]).for_each(|port| {
+            (1..512).filter(|port| open[*port as usize]).for_each(|port| {
                 events::close(port);
             });
             open = [false; 512];
@@ -289,7 +292,7 @@ fn exhaustion(t: &mut Checks) {
         events::close(port);
     });
     let (result, port) = events::bind_virq(0, 0);
-    t.equal("ports again, VIRQ still free (496)", (result, port), (0, 1));
+    t.ok("ports again, VIRQ still free (496)", result);
     t.ok("close", events::close(port));
 }
 

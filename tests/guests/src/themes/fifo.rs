@@ -176,7 +176,6 @@ fn priorities(t: &mut Checks) {
         t.ok("priority", set_priority(*port, 15 - priority as u32));
     }
     t.refused("priority 16", set_priority(ports[0], 16));
-    t.refused("priority of no port", set_priority(1023, 3));
     t.refused("priority of a port out of range", set_priority(u32::MAX, 3));
     events::disable();
     events::clear();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Floating-point and vector registers: clean at the start, kept over everything, lazily trapped only on request.
 
+use crate::probe;
 use crate::rt::check::Checks;
 use crate::rt::memory::Page;
 use crate::rt::traps::{self, Frame};
@@ -149,16 +150,20 @@ fn task_switched(t: &mut Checks) {
 /// The upper halves of the 256-bit registers, where the processor and the hypervisor offer them.
 fn wide(t: &mut Checks) {
     let leaf = core::arch::x86_64::__cpuid(1);
-    if leaf.ecx & 1 << 27 == 0 || leaf.ecx & 1 << 28 == 0 {
+    if leaf.ecx & 1 << 26 == 0 || leaf.ecx & 1 << 28 == 0 {
+        return;
+    }
+    // As a kernel does: OSXSAVE, then the states. SAFETY: emulated, or faults where it is not offered.
+    let trap = unsafe {
+        probe!(["mov {0}, cr4", "or {0}, 0x40000", "mov cr4, {0}", "xsetbv"] out(reg) _, in("rax") 7_u64, in("rcx") 0_u64, in("rdx") 0_u64,)
+    };
+    if trap.is_some() {
         return;
     }
     let (low, high): (u32, u32);
     // SAFETY: OSXSAVE is set, so the instruction exists.
     unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high) };
-    t.that("x87 and SSE states on", low & 3 == 3 && high == 0);
-    if low & 4 == 0 {
-        return;
-    }
+    t.equal("x87, SSE and AVX states on", (low, high), (7, 0));
     let page = Page::take();
     // SAFETY: AVX is on; the page has room.
     unsafe { asm!("vmovups [{0}], ymm9", "vmovups [{0} + 32], ymm3", in(reg) page.0) };

@@ -168,6 +168,7 @@ fn levels(t: &mut Checks) {
     t.equal("entry set again", try_read((7 << 39) + 8), Some(77));
     t.that("entry is read-only", !try_write(7 << 39, 0));
     t.ok("clear L3 entry", mmu_one(third.ma(0), 0));
+    t.ok("flush", mmuext_one(ext::TLB_FLUSH_LOCAL, 0, 0));
     t.equal("cut off at L3", try_read(7 << 39), None);
     t.ok("root's slot cleared", mmu_one(slot, 0));
     t.ok("unpin L4", mmuext_one(ext::UNPIN, top.mfn(), 0));
