@@ -125,12 +125,11 @@ pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure>
     Ok(())
 }
 
-/// The kernel's arguments as the boot loader gave them; under UEFI also where the ACPI root pointer is, since the kernel, which
-/// was not started by UEFI itself, would look for it in the BIOS's memory only.
+/// The kernel's arguments as the boot loader gave them; also where the ACPI root pointer is if that is among the firmware's
+/// tables, as under UEFI: the kernel would look for it in the BIOS's memory only.
 fn command_line(boot_info: &BootInfo) -> String {
     let mut line = String::from(boot_info.modules().next().map_or("", |module| module.cmdline));
-    if boot_info.efi
-        && !line.contains("acpi_rsdp=")
+    if !line.contains("acpi_rsdp=")
         && let Some(address) = root_pointer(boot_info)
     {
         // Writing to a string cannot fail.
@@ -139,14 +138,15 @@ fn command_line(boot_info: &BootInfo) -> String {
     line
 }
 
-/// Finds the ACPI root pointer, of which the boot loader passed a copy, in the memory of firmware's tables.
+/// Finds the ACPI root pointer, of which the boot loader passed a copy, in the memory of firmware's tables (on a four-byte
+/// boundary: UEFI promises no more).
 fn root_pointer(boot_info: &BootInfo) -> Option<u64> {
     let copy = boot_info.rsdp.as_ref()?;
     let wanted = copy.bytes.get(..copy.len)?;
     let firmware = |region: &&Region| matches!(region.kind, RegionKind::AcpiReclaim | RegionKind::AcpiNvs);
     boot_info.memory.iter().filter(firmware).find_map(|region| {
         let bytes = memory::phys_bytes(region.start, (region.end - region.start) as usize)?;
-        let at = (0..bytes.len()).step_by(16).find(|&at| bytes.get(at..).is_some_and(|rest| rest.starts_with(wanted)))?;
+        let at = (0..bytes.len()).step_by(4).find(|&at| bytes.get(at..).is_some_and(|rest| rest.starts_with(wanted)))?;
         Some(region.start + at as u64)
     })
 }

@@ -272,8 +272,6 @@ fn fuzz(t: &mut Checks) {
         }
         made += 1;
         call_inline(number, args);
- if memory::walk(memory::shared_info(), 1).value & 1 == 0 { hyper::sched_op(2, &mut ((args[3] as u32) | 0x80000000)); }
-
     }
     traps::hook(None);
     hyper::call(nr::FPU_TASKSWITCH, [0; 5]);
