@@ -3,12 +3,13 @@
 
 use crate::cpu::{Cpu, Running};
 use crate::domain::Domain;
-use crate::paging::with;
+use crate::host::load_root;
+use crate::paging::{self, with};
 use crate::vcpu::VcpuState;
 use crate::{ports, schedule, traps};
 use philoxen_abi::addr::HYPERVISOR_START;
 use philoxen_abi::arch::{CpuidRegs, FLAT_RING3_CS32};
-use philoxen_abi::{Errno, GuestMemory, GuestVa, PAGE_SIZE, Pfn, VcpuId};
+use philoxen_abi::{Errno, GuestMemory, GuestVa, Mfn, PAGE_SIZE, Pfn, VcpuId};
 use philoxen_hw::cpu::guest::{LoadedGuest, read_prefix};
 use philoxen_hw::cpu::{asm, state as registers};
 use philoxen_paging::{PteWrite, emulate_pte_write, table_at};
@@ -40,14 +41,15 @@ struct Env<'a> {
     task_switched: &'a mut bool,
     tsc_aux: &'a mut u32,
     debug: &'a mut DebugRegs,
+    io_bitmap: (GuestVa, u32),
 }
 
 /// Splits the running vCPU into its PV state and the environment of an emulated instruction.
 fn split(running: &mut Running) -> (&mut PvCpu, Env<'_>) {
     let Running { domain, id, state } = running;
-    let VcpuState { pv, cr4, xcr0, task_switched, tsc_aux, debug, .. } = &mut **state;
+    let VcpuState { pv, cr4, xcr0, task_switched, tsc_aux, debug, io_bitmap, .. } = &mut **state;
     let in_kernel = pv.in_kernel;
-    (pv, Env { domain, id: *id, in_kernel, cr4, xcr0, task_switched, tsc_aux, debug })
+    (pv, Env { domain, id: *id, in_kernel, cr4, xcr0, task_switched, tsc_aux, debug, io_bitmap: *io_bitmap })
 }
 
 fn segment_bases() -> SegmentBases {
@@ -74,8 +76,26 @@ impl Environment for Env<'_> {
         // The guest's own code segments are 64-bit ones but for 32-bit applications, which do nothing we emulate.
         cs | 3 != FLAT_RING3_CS32
     }
-    fn io_bitmap_allows(&self, _port: u16, _size: u8) -> bool {
-        false
+    fn io_bitmap_allows(&self, port: u16, size: u8) -> bool {
+        let (bitmap, ports) = self.io_bitmap;
+        let end = u32::from(port) + u32::from(size);
+        let Some(vcpu) = self.domain.vcpu(self.id) else { return false };
+        if end > ports {
+            return false;
+        }
+        // The bitmap lies in the kernel's memory, which user mode's page tables do not have.
+        if !self.in_kernel {
+            load_root(vcpu, true);
+        }
+        let closed = |port: u32| {
+            let byte = LoadedGuest.read::<u8>(bitmap.add(u64::from(port / 8)));
+            byte.is_err() || byte.is_ok_and(|byte| byte & (1 << (port % 8)) != 0)
+        };
+        let open = !(u32::from(port)..end).any(closed);
+        if !self.in_kernel {
+            load_root(vcpu, false);
+        }
+        open
     }
     fn port_in(&mut self, port: u16, size: u8) -> u32 {
         ports::read(self.domain, port, size)
@@ -109,7 +129,7 @@ impl Environment for Env<'_> {
                 *self.tsc_aux = aux;
                 registers::set_tsc_aux(aux);
             }
-            Write::HypercallPage(pfn) => return crate::paging::fill_hypercall_page(self.domain, Pfn(pfn)),
+            Write::HypercallPage(pfn) => return paging::fill_hypercall_page(self.domain, Pfn(pfn)),
         }
         true
     }
@@ -136,6 +156,11 @@ impl Environment for Env<'_> {
             2 => {
                 traps::set_guest_cr2(self.domain, self.id, value);
                 true
+            }
+            3 => {
+                let root = Mfn::containing(value);
+                value % PAGE_SIZE == 0
+                    && self.domain.vcpu(self.id).is_some_and(|vcpu| paging::set_kernel_root(self.domain, vcpu, root))
             }
             4 => {
                 let policy = Cr4Policy::new(self.domain.cpuid.has_xsave(), self.domain.cpuid.has_fsgsbase());

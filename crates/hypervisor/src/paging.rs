@@ -4,6 +4,7 @@
 use crate::cpu::{self, Running};
 use crate::domain::{self, Domain};
 use crate::host::Hv;
+use crate::syscall::budget;
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
@@ -15,7 +16,7 @@ use philoxen_hw::{machine as hw, memory};
 use philoxen_paging::buddy::Block;
 use philoxen_paging::frame::FrameTable;
 use philoxen_paging::machine::{Flush, FlushScope};
-use philoxen_paging::{Cx, DomainMemory, Domains, IoAccess, Machine, validate, va_mapping};
+use philoxen_paging::{Cx, DomainMemory, Domains, IoAccess, Machine, mmuext, validate, va_mapping};
 use philoxen_pv::descriptor;
 use spin::Once;
 
@@ -139,6 +140,13 @@ pub fn with<R>(running: &Running, work: impl FnOnce(&Cx<'_, Hv, Others>) -> R) -
     let domains = Others::new();
     let cx = Cx { machine: Hv, domain: &running.domain.memory, roots: &running.vcpu().roots, domains: &domains };
     work(&cx)
+}
+
+/// MOV to CR3 of the running vCPU's kernel; false if the frame cannot be a root.
+pub fn set_kernel_root(domain: &Domain, vcpu: &Vcpu, root: Mfn) -> bool {
+    let domains = Others::new();
+    let cx = Cx { machine: Hv, domain: &domain.memory, roots: &vcpu.roots, domains: &domains };
+    mmuext::new_kernel_root(&cx, &domain.memory, root, &mut budget()).is_ok()
 }
 
 /// Takes a writable reference to a frame of `dom`.

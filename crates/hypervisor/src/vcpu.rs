@@ -77,6 +77,8 @@ pub struct VcpuState {
     pub cr4: u64,
     /// CR0.TS as the guest set it (`fpu_taskswitch`): its next FPU instruction raises #NM.
     pub task_switched: bool,
+    /// Its own I/O bitmap (`PHYSDEVOP_set_iobitmap`): guest address, number of ports; a clear bit opens a port to user mode.
+    pub io_bitmap: (GuestVa, u32),
     /// What RDTSCP returns beside the counter.
     pub tsc_aux: u32,
 }
@@ -98,6 +100,7 @@ impl VcpuState {
             ldt: [None; LDT_PAGES],
             cr4: control::CR4_FIXED,
             task_switched: false,
+            io_bitmap: (GuestVa::NULL, 0),
             tsc_aux: 0,
         })
     }

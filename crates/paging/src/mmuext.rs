@@ -96,8 +96,12 @@ fn own<M: Machine, D: Domains>(cx: &Cx<'_, M, D>, domain: &DomainMemory) -> Resu
     }
 }
 
+/// `MMUEXT_NEW_BASEPTR` (and MOV to CR3): `mfn` becomes the running vCPU's kernel root, and is loaded.
+///
+/// # Errors
+/// `EPERM` for another domain's; what validation says; or "again".
 #[inline]
-fn new_kernel_root<M: Machine, D: Domains>(
+pub fn new_kernel_root<M: Machine, D: Domains>(
     cx: &Cx<'_, M, D>,
     domain: &DomainMemory,
     mfn: Mfn,

@@ -25,6 +25,7 @@ pub use percpu::{CpuId, MAX_CPUS, cpu_id};
 pub fn init(cpu: CpuId, local: *mut ()) {
     features::enable();
     percpu::init(cpu, local);
+    window::init(cpu);
     tables::load(cpu);
     entry::program_syscall_msrs(cpu);
 }

@@ -5,25 +5,46 @@
 //! the processor can load from it was checked (paging's type rules). Windows change only on their own processor, at a
 //! vCPU switch or for the running vCPU.
 
-use super::percpu;
+use super::percpu::{self, CpuId, MAX_CPUS};
 use super::tables;
 use crate::memory;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use philoxen_abi::{Mfn, PAGE_SIZE};
+use spin::Once;
 
 /// Guest pages of a GDT window: up to selector 0xe000.
 pub const GDT_PAGES: usize = 14;
 /// Pages of an LDT window: 8192 descriptors.
 pub const LDT_PAGES: usize = 16;
 
-/// Makes the first pages of this processor's GDT show `frames` (segment-descriptor typed); the rest is unmapped.
+/// Pages of each processor's GDT window that show guest frames now.
+static SHOWN: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+
+/// Makes the first pages of this processor's GDT show `frames` (segment-descriptor typed); the rest shows empty
+/// descriptors, so that a selector behind the table raises #GP as on a shorter one.
 pub fn set_gdt(frames: &[Mfn]) {
-    let base = percpu::gdt_window(percpu::cpu_id());
-    for page in 0..GDT_PAGES {
+    let cpu = percpu::cpu_id();
+    let base = percpu::gdt_window(cpu);
+    let shown = SHOWN.get(cpu).map_or(GDT_PAGES, |shown| shown.swap(frames.len(), Ordering::Relaxed));
+    for page in 0..shown.max(frames.len()).min(GDT_PAGES) {
         let va = base + page as u64 * PAGE_SIZE;
         match frames.get(page) {
             Some(mfn) => memory::map_hypervisor_page(va, mfn.addr(), memory::RW),
-            None => memory::unmap_hypervisor_page(va),
+            None => memory::map_hypervisor_page(va, empty_page(), memory::RO),
         }
+    }
+}
+
+/// A page of zeroes: descriptors that are not present.
+fn empty_page() -> u64 {
+    static EMPTY: Once<u64> = Once::new();
+    *EMPTY.call_once(memory::alloc_hypervisor_page)
+}
+
+/// Makes the whole GDT window of `cpu` show empty descriptors, before its first use.
+pub(super) fn init(cpu: CpuId) {
+    for page in 0..GDT_PAGES as u64 {
+        memory::map_hypervisor_page(percpu::gdt_window(cpu) + page * PAGE_SIZE, empty_page(), memory::RO);
     }
 }
 

@@ -14,6 +14,9 @@ use philoxen_hw::{dev, info};
 use philoxen_physdev::platform::PhysicalCpu;
 use philoxen_physdev::{Caller, Platform};
 
+/// I/O ports there are.
+const PORTS: u32 = 0x1_0000;
+
 struct Calling<'a>(&'a Domain);
 
 impl Caller for Calling<'_> {
@@ -44,8 +47,7 @@ impl Caller for Calling<'_> {
 pub fn physdev_op(running: &mut Running, cmd: u64, arg: u64) -> Flow {
     match cmd {
         abi::SET_IOPL => set_iopl(running, GuestVa(arg)).into(),
-        // Without a bitmap of its own an application needs the I/O privilege.
-        abi::SET_IOBITMAP => Flow::Done(0),
+        abi::SET_IOBITMAP => set_iobitmap(running, GuestVa(arg)).into(),
         _ => philoxen_physdev::physdev_op(&IRQS, &Calling(&running.domain), &LoadedGuest, cmd, GuestVa(arg)),
     }
 }
@@ -53,6 +55,16 @@ pub fn physdev_op(running: &mut Running, cmd: u64, arg: u64) -> Flow {
 fn set_iopl(running: &mut Running, arg: GuestVa) -> Result<i64> {
     let iopl: u32 = LoadedGuest.read(arg)?;
     running.state.pv.set_iopl(iopl).map(|()| 0)
+}
+
+fn set_iobitmap(running: &mut Running, arg: GuestVa) -> Result<i64> {
+    let request: abi::SetIobitmap = LoadedGuest.read(arg)?;
+    let bitmap = GuestVa(request.bitmap);
+    if request.nr_ports > PORTS || !bitmap.range_ok(u64::from(PORTS / 8)) {
+        return Err(Errno::EINVAL);
+    }
+    running.state.io_bitmap = (bitmap, request.nr_ports);
+    Ok(0)
 }
 
 struct Machine<'a>(&'a Domain);

@@ -123,7 +123,6 @@ const TOO_DEEP: u64 = 8;
 #[unsafe(no_mangle)]
 extern "C" fn guest_trap(frame: &mut Frame) {
     let depth = DEPTH.fetch_add(1, Relaxed);
-    if depth == 0 && HOOK.get().is_none() { hyper::sched_op(2, &mut (((memory::cr2()) & 0xff) as u32 | 0x80000000)); }
     if depth == TOO_DEEP {
         hook(None);
         unexpected(&Trap { frame: *frame, cr2: memory::cr2(), mask: memory::upcall_mask() });

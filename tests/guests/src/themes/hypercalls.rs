@@ -272,6 +272,8 @@ fn fuzz(t: &mut Checks) {
         }
         made += 1;
         call_inline(number, args);
+ if memory::vcpu_info() != memory::shared_info() { hyper::sched_op(2, &mut (((args[0]) as u32 & 0xff) | 0x80000000)); }
+
     }
     traps::hook(None);
     hyper::call(nr::FPU_TASKSWITCH, [0; 5]);
