@@ -87,7 +87,9 @@ impl GuestVa {
     }
     /// True if `[self, self+len)` does not wrap, is canonical and lies outside the hypervisor's range.
     pub const fn range_ok(self, len: u64) -> bool {
-        let Some(end) = self.0.checked_add(len) else { return false };
+        let Some(end) = self.0.checked_add(len) else {
+            return false;
+        };
         end <= 0x0000_8000_0000_0000 || self.0 >= HYPERVISOR_END
     }
 }

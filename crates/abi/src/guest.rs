@@ -54,12 +54,19 @@ pub struct FakeGuest<'a> {
 impl<'a> FakeGuest<'a> {
     /// A guest whose only memory is `bytes` at address `base`.
     pub fn new(base: u64, bytes: &'a mut [u8]) -> Self {
-        Self { base, bytes: core::cell::RefCell::new(bytes) }
+        Self {
+            base,
+            bytes: core::cell::RefCell::new(bytes),
+        }
     }
     fn range(&self, va: GuestVa, len: usize, have: usize) -> Result<core::ops::Range<usize>> {
         let start = va.0.checked_sub(self.base).ok_or(Errno::EFAULT)? as usize;
         let end = start.checked_add(len).ok_or(Errno::EFAULT)?;
-        if end > have { Err(Errno::EFAULT) } else { Ok(start..end) }
+        if end > have {
+            Err(Errno::EFAULT)
+        } else {
+            Ok(start..end)
+        }
     }
 }
 
@@ -74,7 +81,10 @@ impl GuestMemory for FakeGuest<'_> {
         let mut bytes = self.bytes.borrow_mut();
         let have = bytes.len();
         let range = self.range(va, data.len(), have)?;
-        bytes.get_mut(range).ok_or(Errno::EFAULT)?.copy_from_slice(data);
+        bytes
+            .get_mut(range)
+            .ok_or(Errno::EFAULT)?
+            .copy_from_slice(data);
         Ok(())
     }
 }

@@ -194,11 +194,7 @@ impl<T: Target> Loader<'_, T> {
                     info.console = StartConsole::dom0(behind as u32, size);
                     screen = Some(vga);
                 }
-                if plan.pae {
-                    MAGIC_DOM0
-                } else {
-                    MAGIC_DOMU
-                }
+                if plan.pae { MAGIC_DOM0 } else { MAGIC_DOMU }
             }
             Flavour::DomU {
                 store_evtchn,

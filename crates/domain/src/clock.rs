@@ -37,7 +37,10 @@ impl Scale {
         } else {
             numerator / (denominator << u32::from(shift.unsigned_abs()))
         };
-        Self { mul: u32::try_from(mul).unwrap_or(u32::MAX), shift }
+        Self {
+            mul: u32::try_from(mul).unwrap_or(u32::MAX),
+            shift,
+        }
     }
 
     /// Nanoseconds in `ticks`.
@@ -67,7 +70,8 @@ impl Clock {
     /// Time at counter value `tsc`; earlier values give `base_ns`.
     #[inline]
     pub fn at(&self, tsc: u64) -> u64 {
-        self.base_ns.wrapping_add(self.scale.to_ns(tsc.saturating_sub(self.base_tsc)))
+        self.base_ns
+            .wrapping_add(self.scale.to_ns(tsc.saturating_sub(self.base_tsc)))
     }
 }
 
@@ -102,7 +106,14 @@ mod tests {
 
     #[test]
     fn record_packs_rate_and_flags() {
-        let clock = Clock { base_tsc: 0, base_ns: 5, scale: Scale { mul: 0x8000_0000, shift: -1 } };
+        let clock = Clock {
+            base_tsc: 0,
+            base_ns: 5,
+            scale: Scale {
+                mul: 0x8000_0000,
+                shift: -1,
+            },
+        };
         let [tsc, ns, rate] = time_record(&clock, 400, 1);
         assert_eq!((tsc, ns), (400, 105));
         assert_eq!(rate, 0x01_ff_8000_0000);

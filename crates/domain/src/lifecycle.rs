@@ -30,9 +30,16 @@ pub enum ShutdownReason {
 impl ShutdownReason {
     /// The reason with ABI number `code`.
     pub fn from_code(code: u32) -> Option<Self> {
-        [Self::Poweroff, Self::Reboot, Self::Suspend, Self::Crash, Self::Watchdog, Self::SoftReset]
-            .into_iter()
-            .find(|reason| *reason as u32 == code)
+        [
+            Self::Poweroff,
+            Self::Reboot,
+            Self::Suspend,
+            Self::Crash,
+            Self::Watchdog,
+            Self::SoftReset,
+        ]
+        .into_iter()
+        .find(|reason| *reason as u32 == code)
     }
 }
 
@@ -79,7 +86,9 @@ impl Lifecycle {
         match word & 0xff {
             BUILDING => Phase::Building,
             RUNNING => Phase::Running,
-            SHUT_DOWN => Phase::ShutDown(ShutdownReason::from_code(word >> 8).unwrap_or(ShutdownReason::Crash)),
+            SHUT_DOWN => Phase::ShutDown(
+                ShutdownReason::from_code(word >> 8).unwrap_or(ShutdownReason::Crash),
+            ),
             DYING => Phase::Dying,
             _ => Phase::Dead,
         }
@@ -98,7 +107,9 @@ impl Lifecycle {
 
     fn step(&self, from: impl Fn(u32) -> bool, to: u32) -> bool {
         self.0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| from(word & 0xff).then_some(to))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                from(word & 0xff).then_some(to)
+            })
             .is_ok()
     }
 
@@ -109,7 +120,10 @@ impl Lifecycle {
 
     /// Running to shut down; false if it was not running (the first reason stays).
     pub fn shut_down(&self, reason: ShutdownReason) -> bool {
-        self.step(|phase| phase == RUNNING, SHUT_DOWN | u32::from(reason as u8) << 8)
+        self.step(
+            |phase| phase == RUNNING,
+            SHUT_DOWN | u32::from(reason as u8) << 8,
+        )
     }
 
     /// Shut down to running again (a suspend that was cancelled); false otherwise.
@@ -171,7 +185,10 @@ mod tests {
     #[test]
     fn reasons_have_the_abi_numbers() {
         for code in 0..6 {
-            assert_eq!(ShutdownReason::from_code(code).map(|r| r as u32), Some(code));
+            assert_eq!(
+                ShutdownReason::from_code(code).map(|r| r as u32),
+                Some(code)
+            );
         }
         assert_eq!(ShutdownReason::from_code(6), None);
     }

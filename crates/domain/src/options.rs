@@ -162,7 +162,9 @@ mod tests {
 
     #[test]
     fn xens_names() {
-        let o = Options::parse("console=com1 com1=115200,8n1 dom0_mem=512M,max:1G dom0_max_vcpus=1-2 loglvl=all noreboot watchdog");
+        let o = Options::parse(
+            "console=com1 com1=115200,8n1 dom0_mem=512M,max:1G dom0_max_vcpus=1-2 loglvl=all noreboot watchdog",
+        );
         assert_eq!(o.console, Some("com1"));
         assert_eq!(o.com1, Some("115200,8n1"));
         assert_eq!(o.dom0_mem, Some(Amount::Exactly(512 << 20)));
@@ -174,7 +176,10 @@ mod tests {
     #[test]
     fn problems_are_reported_and_the_rest_counts() {
         let o = Options::parse("frobnicate dom0_mem=lots noreboot=maybe maxcpus=1 console");
-        assert_eq!(o.problems.as_slice(), ["frobnicate", "dom0_mem=lots", "noreboot=maybe", "console"]);
+        assert_eq!(
+            o.problems.as_slice(),
+            ["frobnicate", "dom0_mem=lots", "noreboot=maybe", "console"]
+        );
         assert_eq!(o.maxcpus, Some(1));
     }
 

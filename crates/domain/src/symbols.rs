@@ -23,7 +23,9 @@ impl<'a> Symbols<'a> {
     pub fn new(blob: &'a [u8]) -> Self {
         let count = word(blob, 0).unwrap_or(0) as usize;
         let rest = blob.get(4..).unwrap_or(&[]);
-        let (entries, names) = rest.split_at_checked(count.saturating_mul(8)).unwrap_or((&[], &[]));
+        let (entries, names) = rest
+            .split_at_checked(count.saturating_mul(8))
+            .unwrap_or((&[], &[]));
         Self { entries, names }
     }
 
@@ -50,7 +52,9 @@ impl<'a> Symbols<'a> {
         }
         let index = low.checked_sub(1)?;
         let start = word(self.entries, index * 2)?;
-        let name = self.names.get(word(self.entries, index * 2 + 1)? as usize..)?;
+        let name = self
+            .names
+            .get(word(self.entries, index * 2 + 1)? as usize..)?;
         let name = name.split(|&byte| byte == 0).next()?;
         Some((core::str::from_utf8(name).ok()?, offset.checked_sub(start)?))
     }

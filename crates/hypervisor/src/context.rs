@@ -37,7 +37,11 @@ pub fn initialise(domain: &Domain, vcpu: &Vcpu, arg: GuestVa) -> core::result::R
 }
 
 /// The private state that `context` describes, with references to its GDT and page tables taken.
-fn build(domain: &Domain, vcpu: &Vcpu, context: &VcpuGuestContext) -> core::result::Result<Box<VcpuState>, Stop> {
+fn build(
+    domain: &Domain,
+    vcpu: &Vcpu,
+    context: &VcpuGuestContext,
+) -> core::result::Result<Box<VcpuState>, Stop> {
     let regs = Regs::from_context(&context.user_regs).ok_or(Errno::EINVAL)?;
     let mut state = VcpuState::new(regs);
     state.pv.in_kernel = context.flags & arch::VGCF_IN_KERNEL != 0;
@@ -78,13 +82,29 @@ fn build(domain: &Domain, vcpu: &Vcpu, context: &VcpuGuestContext) -> core::resu
 }
 
 fn set_callbacks(state: &mut VcpuState, context: &VcpuGuestContext) -> Result<()> {
-    let mask = |bit: u64| if context.flags & bit != 0 { callback::CALLBACKF_MASK_EVENTS } else { 0 };
+    let mask = |bit: u64| {
+        if context.flags & bit != 0 {
+            callback::CALLBACKF_MASK_EVENTS
+        } else {
+            0
+        }
+    };
     let callbacks = [
         (callback::CALLBACKTYPE_EVENT, 0, context.event_callback_eip),
-        (callback::CALLBACKTYPE_FAILSAFE, mask(arch::VGCF_FAILSAFE_DISABLES_EVENTS), context.failsafe_callback_eip),
-        (callback::CALLBACKTYPE_SYSCALL, mask(arch::VGCF_SYSCALL_DISABLES_EVENTS), context.syscall_callback_eip),
+        (
+            callback::CALLBACKTYPE_FAILSAFE,
+            mask(arch::VGCF_FAILSAFE_DISABLES_EVENTS),
+            context.failsafe_callback_eip,
+        ),
+        (
+            callback::CALLBACKTYPE_SYSCALL,
+            mask(arch::VGCF_SYSCALL_DISABLES_EVENTS),
+            context.syscall_callback_eip,
+        ),
     ];
-    callbacks.into_iter().try_for_each(|(kind, flags, address)| state.pv.register_callback(kind, flags, address))
+    callbacks
+        .into_iter()
+        .try_for_each(|(kind, flags, address)| state.pv.register_callback(kind, flags, address))
 }
 
 fn take_gdt(state: &mut VcpuState, domain: &Domain, context: &VcpuGuestContext) -> Result<()> {
@@ -104,7 +124,10 @@ fn take_gdt(state: &mut VcpuState, domain: &Domain, context: &VcpuGuestContext) 
 }
 
 fn release_gdt(state: &VcpuState) {
-    state.gdt.iter().for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
+    state
+        .gdt
+        .iter()
+        .for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
 }
 
 /// Frame number in a PV CR3 value (`xen_cr3_to_pfn`): the upper part is folded into the low twelve bits.
@@ -112,9 +135,20 @@ const fn cr3_frame(cr3: u64) -> Mfn {
     Mfn(cr3 >> 12 | (cr3 & 0xfff) << 52)
 }
 
-fn take_roots(domain: &Domain, vcpu: &Vcpu, context: &VcpuGuestContext) -> core::result::Result<(), Stop> {
+fn take_roots(
+    domain: &Domain,
+    vcpu: &Vcpu,
+    context: &VcpuGuestContext,
+) -> core::result::Result<(), Stop> {
     let [_, user, _, kernel, ..] = context.ctrlreg;
     // Bit 0 of the user root only says that it is valid.
     let user = (user & !1 != 0).then(|| cr3_frame(user & !1));
-    mmuext::set_roots(Hv, &domain.memory, &vcpu.roots, cr3_frame(kernel), user, &mut budget())
+    mmuext::set_roots(
+        Hv,
+        &domain.memory,
+        &vcpu.roots,
+        cr3_frame(kernel),
+        user,
+        &mut budget(),
+    )
 }

@@ -40,7 +40,9 @@ pub fn request(cpu: CpuId, work: u32) {
 /// True if processor `cpu` has work to do before it returns to a guest: a long request should end here.
 #[inline]
 pub fn work_pending(cpu: CpuId) -> bool {
-    PENDING.get(cpu).is_some_and(|pending| pending.load(Ordering::Relaxed) != 0)
+    PENDING
+        .get(cpu)
+        .is_some_and(|pending| pending.load(Ordering::Relaxed) != 0)
 }
 
 /// The vCPU a processor runs, with everything that belongs to it alone.
@@ -101,7 +103,9 @@ impl Cpu {
             if work_pending(self.id) || self.running.is_none() {
                 self.work(regs);
             }
-            let Some(running) = &mut self.running else { continue };
+            let Some(running) = &mut self.running else {
+                continue;
+            };
             if !running.events().upcall_due(&FRAMES) {
                 break;
             }
@@ -119,7 +123,9 @@ impl Cpu {
     #[cold]
     fn work(&mut self, regs: &mut Regs) {
         loop {
-            let work = PENDING.get(self.id).map_or(0, |pending| pending.swap(0, Ordering::AcqRel));
+            let work = PENDING
+                .get(self.id)
+                .map_or(0, |pending| pending.swap(0, Ordering::AcqRel));
             if work & CONSOLE != 0 {
                 crate::keys::run(self, regs);
             }
@@ -157,14 +163,18 @@ impl Cpu {
     pub fn crash_for(&mut self, regs: &Regs, reason: core::fmt::Arguments<'_>) {
         if let Some(running) = &self.running {
             crate::dump::guest_crash(running, regs, reason);
-            running.domain.shut_down(philoxen_domain::lifecycle::ShutdownReason::Crash);
+            running
+                .domain
+                .shut_down(philoxen_domain::lifecycle::ShutdownReason::Crash);
         }
         request(self.id, RESCHEDULE);
     }
 
     /// Delivers an exception to the running guest; crashes its domain if that cannot be done.
     pub fn inject(&mut self, regs: &mut Regs, trap: philoxen_pv::Trap) {
-        let Some(running) = &mut self.running else { return };
+        let Some(running) = &mut self.running else {
+            return;
+        };
         let (vcpu, mut entry) = running.entry();
         if let Err(crash) = bounce::exception(&mut vcpu.pv, regs, &mut entry, trap) {
             self.crash(regs, &crash);
@@ -214,7 +224,9 @@ static NEW_LDT: [Mutex<Option<(GuestVa, u64)>>; MAX_CPUS] = [const { Mutex::new(
 /// `EINVAL` for a table that is too long, not page-aligned, or not the guest's.
 pub fn set_ldt(base: GuestVa, entries: u32) -> Result<()> {
     let entries = u64::from(entries);
-    let bad = entries > MAX_LDT_ENTRIES || !base.0.is_multiple_of(PAGE_SIZE) || !base.range_ok(entries * 8);
+    let bad = entries > MAX_LDT_ENTRIES
+        || !base.0.is_multiple_of(PAGE_SIZE)
+        || !base.range_ok(entries * 8);
     if entries != 0 && bad {
         return Err(Errno::EINVAL);
     }

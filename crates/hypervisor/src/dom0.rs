@@ -15,7 +15,10 @@ use philoxen_abi::arch::CpuidRegs;
 use philoxen_abi::hypercall::Budget;
 use philoxen_abi::start_info::{TextMode, VgaConsoleInfo};
 use philoxen_abi::{DomId, Errno, Mfn, VcpuId, version};
-use philoxen_builder::{self as builder, BuildError, Entry, Extent, Flavour, Identity, Kernel, P2m, Plan, Request, Target};
+use philoxen_builder::{
+    self as builder, BuildError, Entry, Extent, Flavour, Identity, Kernel, P2m, Plan, Request,
+    Target,
+};
 use philoxen_domain::clock::Scale;
 use philoxen_domain::lifecycle::Lifecycle;
 use philoxen_domain::options::Options;
@@ -74,7 +77,9 @@ impl fmt::Display for Failure {
             Self::NoKernel => f.write_str("no Domain 0 kernel: the boot loader passed no module"),
             Self::BadRamdisk => f.write_str("the ramdisk module is not page-aligned RAM"),
             Self::Build(error) => write!(f, "Domain 0 kernel: {error}"),
-            Self::TooLittleMemory(mib) => write!(f, "too little memory for Domain 0: {mib} MiB cannot be had"),
+            Self::TooLittleMemory(mib) => {
+                write!(f, "too little memory for Domain 0: {mib} MiB cannot be had")
+            }
             Self::Refused(errno) => write!(f, "Domain 0 could not be made (error {})", errno.0),
         }
     }
@@ -90,28 +95,55 @@ pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure>
     let image = builder::unpack(kernel_module.bytes())?;
     let unpacked = time::now();
     let kernel = Kernel::parse(&image)?;
-    let ramdisk_len = ramdisk.as_ref().map_or(0, |module| module.range().end - module.range().start);
-    let flavour = Flavour::Dom0 { vga: screen(boot_info), pm: PM };
+    let ramdisk_len = ramdisk
+        .as_ref()
+        .map_or(0, |module| module.range().end - module.range().start);
+    let flavour = Flavour::Dom0 {
+        vga: screen(boot_info),
+        pm: PM,
+    };
     let spare = (image.len() as u64 + kernel_module.bytes().len() as u64) / philoxen_abi::PAGE_SIZE;
-    let nr_pages = size(options, spare, ramdisk_len.div_ceil(philoxen_abi::PAGE_SIZE));
-    let request = Request { kernel: &kernel, ramdisk_len, cmdline: cmdline.as_bytes(), nr_pages, flavour };
+    let nr_pages = size(
+        options,
+        spare,
+        ramdisk_len.div_ceil(philoxen_abi::PAGE_SIZE),
+    );
+    let request = Request {
+        kernel: &kernel,
+        ramdisk_len,
+        cmdline: cmdline.as_bytes(),
+        nr_pages,
+        flavour,
+    };
     let plan = Plan::new(&request)?;
 
     let domain = create(options, nr_pages)?;
-    let mut frames = Frames { domain: &domain.memory, extents: Vec::new() };
+    let mut frames = Frames {
+        domain: &domain.memory,
+        extents: Vec::new(),
+    };
     // First what the kernel is loaded into; then its file can go, and its memory be Domain 0's as well.
     let first = kernel.end.div_ceil(philoxen_abi::PAGE_SIZE);
     frames.allocate(first)?;
     let mut loaded = P2m::with_capacity(frames.extents.len());
-    frames.extents.iter().for_each(|extent| loaded.push(*extent));
+    frames
+        .extents
+        .iter()
+        .for_each(|extent| loaded.push(*extent));
     builder::load_segments(&mut Copy, &kernel, &plan, &loaded)?;
     drop(kernel);
     drop(image);
     kernel_module.release();
     frames.allocate(plan.frames_needed().saturating_sub(first))?;
-    let ramdisk = ramdisk.map(|module| give_ramdisk(&domain.memory, module)).transpose()?;
+    let ramdisk = ramdisk
+        .map(|module| give_ramdisk(&domain.memory, module))
+        .transpose()?;
     let p2m = P2m::for_plan(&plan, frames.extents.iter().copied(), ramdisk)?;
-    let identity = Identity { shared_info: domain.shared_info, cmdline: cmdline.as_bytes(), flavour };
+    let identity = Identity {
+        shared_info: domain.shared_info,
+        cmdline: cmdline.as_bytes(),
+        flavour,
+    };
     let l4 = builder::build(&mut Copy, &plan, &p2m, identity)?;
     publish_m2p(&p2m);
     finish(&domain, l4, &plan.entry)?;
@@ -121,14 +153,23 @@ pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure>
         domain.vcpus.len(),
         (unpacked - start) / 1_000_000
     );
-    info!("bench: dom0 entry at {} us, decompression {} us", time::now() / 1000, (unpacked - start) / 1000);
+    info!(
+        "bench: dom0 entry at {} us, decompression {} us",
+        time::now() / 1000,
+        (unpacked - start) / 1000
+    );
     Ok(())
 }
 
 /// The kernel's arguments as the boot loader gave them; also where the ACPI root pointer is if that is among the firmware's
 /// tables, as under UEFI: the kernel would look for it in the BIOS's memory only.
 fn command_line(boot_info: &BootInfo) -> String {
-    let mut line = String::from(boot_info.modules().next().map_or("", |module| module.cmdline));
+    let mut line = String::from(
+        boot_info
+            .modules()
+            .next()
+            .map_or("", |module| module.cmdline),
+    );
     if !line.contains("acpi_rsdp=")
         && let Some(address) = root_pointer(boot_info)
     {
@@ -143,10 +184,13 @@ fn command_line(boot_info: &BootInfo) -> String {
 fn root_pointer(boot_info: &BootInfo) -> Option<u64> {
     let copy = boot_info.rsdp.as_ref()?;
     let wanted = copy.bytes.get(..copy.len)?;
-    let firmware = |region: &&Region| matches!(region.kind, RegionKind::AcpiReclaim | RegionKind::AcpiNvs);
+    let firmware =
+        |region: &&Region| matches!(region.kind, RegionKind::AcpiReclaim | RegionKind::AcpiNvs);
     boot_info.memory.iter().filter(firmware).find_map(|region| {
         let bytes = memory::phys_bytes(region.start, (region.end - region.start) as usize)?;
-        let at = (0..bytes.len()).step_by(4).find(|&at| bytes.get(at..).is_some_and(|rest| rest.starts_with(wanted)))?;
+        let at = (0..bytes.len())
+            .step_by(4)
+            .find(|&at| bytes.get(at..).is_some_and(|rest| rest.starts_with(wanted)))?;
         Some(region.start + at as u64)
     })
 }
@@ -157,7 +201,9 @@ fn size(options: &Options<'_>, spare: u64, ramdisk_pages: u64) -> u64 {
     let available = (free + spare + ramdisk_pages) * philoxen_abi::PAGE_SIZE;
     let reserve = (memory::total_ram() / 256).clamp(RESERVE_MIN, RESERVE_MAX);
     let usable = available.saturating_sub(reserve);
-    let resolve = |amount: Option<philoxen_domain::options::Amount>| amount.map(|amount| amount.resolve(available));
+    let resolve = |amount: Option<philoxen_domain::options::Amount>| {
+        amount.map(|amount| amount.resolve(available))
+    };
     let mut bytes = resolve(options.dom0_mem).unwrap_or(usable);
     if let Some(max) = resolve(options.dom0_mem_max) {
         bytes = bytes.min(max);
@@ -170,7 +216,13 @@ fn size(options: &Options<'_>, spare: u64, ramdisk_pages: u64) -> u64 {
 
 fn screen(boot_info: &BootInfo) -> Option<VgaConsoleInfo> {
     match boot_info.screen {
-        Screen::Text { columns, rows, font_height, cursor_x, cursor_y } => Some(VgaConsoleInfo::text(TextMode {
+        Screen::Text {
+            columns,
+            rows,
+            font_height,
+            cursor_x,
+            cursor_y,
+        } => Some(VgaConsoleInfo::text(TextMode {
             font_height,
             cursor_x,
             cursor_y,
@@ -189,13 +241,20 @@ fn create(options: &Options<'_>, nr_pages: u64) -> Result<Arc<Domain>, Failure> 
     let memory = DomainMemory::new(DomId::DOM0, true, max);
     let shared_info = reservation::alloc_shared(Hv, &memory).ok_or(Errno::ENOMEM)?;
     memory.set_shared_info(shared_info);
-    let count = options.dom0_max_vcpus.unwrap_or(smp::cpus() as u32).clamp(1, MAX_DOM0_VCPUS);
+    let count = options
+        .dom0_max_vcpus
+        .unwrap_or(smp::cpus() as u32)
+        .clamp(1, MAX_DOM0_VCPUS);
     let mut vcpus = Vec::with_capacity(count as usize);
     for id in 0..count {
         vcpus.push(Vcpu::new(VcpuId(id), schedule::new_key()?));
     }
     let pirqs = DomainPirqs::new(DomId::DOM0, &IRQS)?;
-    let limits = Limits { vcpus: count, max_port: MAX_PORT, pirqs: pirqs.nr_pirqs() };
+    let limits = Limits {
+        vcpus: count,
+        max_port: MAX_PORT,
+        pirqs: pirqs.nr_pirqs(),
+    };
     let cpuid = CpuidPolicy::new(&cpuid_config(), host_cpuid);
     let domain = Arc::new(Domain {
         id: DomId::DOM0,
@@ -253,17 +312,24 @@ impl Frames<'_> {
         let mut order = MAX_ORDER;
         while pages != 0 {
             order = order.min(63 - pages.leading_zeros());
-            let block = memory::buddy().lock().alloc_block(memory::frames(), order, 0);
+            let block = memory::buddy()
+                .lock()
+                .alloc_block(memory::frames(), order, 0);
             let Some(block) = block else {
                 if order == 0 {
-                    return Err(Failure::TooLittleMemory(pages * philoxen_abi::PAGE_SIZE / MIB));
+                    return Err(Failure::TooLittleMemory(
+                        pages * philoxen_abi::PAGE_SIZE / MIB,
+                    ));
                 }
                 order -= 1;
                 continue;
             };
             let count = 1u64 << order;
             reservation::assign_frames(Hv, self.domain, block.start, count)?;
-            self.extents.push(Extent { start: block.start, count });
+            self.extents.push(Extent {
+                start: block.start,
+                count,
+            });
             pages -= count;
         }
         Ok(())
@@ -333,4 +399,3 @@ fn finish(domain: &Domain, l4: Mfn, entry: &Entry) -> Result<(), Failure> {
     schedule::bring_up(domain, VcpuId(0));
     Ok(())
 }
-

@@ -76,7 +76,8 @@ impl Domain {
             crate::schedule::pause(self, vcpu.id);
         }
         if let Some(dom0) = find(DomId::DOM0) {
-            dom0.events.raise_global_virq(&Hv, philoxen_abi::event::virq::DOM_EXC);
+            dom0.events
+                .raise_global_virq(&Hv, philoxen_abi::event::virq::DOM_EXC);
         }
     }
 }

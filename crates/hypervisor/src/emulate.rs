@@ -7,7 +7,7 @@ use crate::host::load_root;
 use crate::paging::{self, with};
 use crate::vcpu::VcpuState;
 use crate::{ports, schedule, traps};
-use philoxen_abi::addr::HYPERVISOR_START;
+use philoxen_abi::addr::{HYPERVISOR_END, HYPERVISOR_START};
 use philoxen_abi::arch::{CpuidRegs, FLAT_RING3_CS32};
 use philoxen_abi::{Errno, GuestMemory, GuestVa, Mfn, PAGE_SIZE, Pfn, VcpuId};
 use philoxen_hw::cpu::guest::{LoadedGuest, read_prefix};
@@ -47,9 +47,31 @@ struct Env<'a> {
 /// Splits the running vCPU into its PV state and the environment of an emulated instruction.
 fn split(running: &mut Running) -> (&mut PvCpu, Env<'_>) {
     let Running { domain, id, state } = running;
-    let VcpuState { pv, cr4, xcr0, task_switched, tsc_aux, debug, io_bitmap, .. } = &mut **state;
+    let VcpuState {
+        pv,
+        cr4,
+        xcr0,
+        task_switched,
+        tsc_aux,
+        debug,
+        io_bitmap,
+        ..
+    } = &mut **state;
     let in_kernel = pv.in_kernel;
-    (pv, Env { domain, id: *id, in_kernel, cr4, xcr0, task_switched, tsc_aux, debug, io_bitmap: *io_bitmap })
+    (
+        pv,
+        Env {
+            domain,
+            id: *id,
+            in_kernel,
+            cr4,
+            xcr0,
+            task_switched,
+            tsc_aux,
+            debug,
+            io_bitmap: *io_bitmap,
+        },
+    )
 }
 
 fn segment_bases() -> SegmentBases {
@@ -79,7 +101,9 @@ impl Environment for Env<'_> {
     fn io_bitmap_allows(&self, port: u16, size: u8) -> bool {
         let (bitmap, ports) = self.io_bitmap;
         let end = u32::from(port) + u32::from(size);
-        let Some(vcpu) = self.domain.vcpu(self.id) else { return false };
+        let Some(vcpu) = self.domain.vcpu(self.id) else {
+            return false;
+        };
         if end > ports {
             return false;
         }
@@ -104,7 +128,11 @@ impl Environment for Env<'_> {
         ports::write(self.domain, port, size, value);
     }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidRegs {
-        let state = CpuidState { cr4: *self.cr4, xcr0: *self.xcr0, vcpu: self.id.0 };
+        let state = CpuidState {
+            cr4: *self.cr4,
+            xcr0: *self.xcr0,
+            vcpu: self.id.0,
+        };
         self.domain.cpuid.lookup(leaf, subleaf, &state)
     }
     fn read_msr(&mut self, msr: u32) -> Option<u64> {
@@ -159,11 +187,17 @@ impl Environment for Env<'_> {
             }
             3 => {
                 let root = Mfn::containing(value);
-                value % PAGE_SIZE == 0
-                    && self.domain.vcpu(self.id).is_some_and(|vcpu| paging::set_kernel_root(self.domain, vcpu, root))
+                value.is_multiple_of(PAGE_SIZE)
+                    && self
+                        .domain
+                        .vcpu(self.id)
+                        .is_some_and(|vcpu| paging::set_kernel_root(self.domain, vcpu, root))
             }
             4 => {
-                let policy = Cr4Policy::new(self.domain.cpuid.has_xsave(), self.domain.cpuid.has_fsgsbase());
+                let policy = Cr4Policy::new(
+                    self.domain.cpuid.has_xsave(),
+                    self.domain.cpuid.has_fsgsbase(),
+                );
                 *self.cr4 = policy.write(value);
                 true
             }
@@ -171,10 +205,15 @@ impl Environment for Env<'_> {
         }
     }
     fn read_dr(&mut self, number: u8) -> Option<u64> {
-        self.debug.read(number.into(), *self.cr4 & control::CR4_DE != 0).ok()
+        self.debug
+            .read(number.into(), *self.cr4 & control::CR4_DE != 0)
+            .ok()
     }
     fn write_dr(&mut self, number: u8, value: u64) -> bool {
-        let done = self.debug.write(number.into(), value, *self.cr4 & control::CR4_DE != 0).is_ok();
+        let done = self
+            .debug
+            .write(number.into(), value, *self.cr4 & control::CR4_DE != 0)
+            .is_ok();
         crate::cpu::load_debug(self.debug);
         done
     }
@@ -196,7 +235,7 @@ impl Environment for Env<'_> {
         true
     }
     fn invalidate_page(&mut self, address: u64) {
-        if address < HYPERVISOR_START || address >= philoxen_abi::addr::HYPERVISOR_END {
+        if !(HYPERVISOR_START..HYPERVISOR_END).contains(&address) {
             asm::invlpg(address);
         }
     }
@@ -209,7 +248,9 @@ impl Environment for Env<'_> {
 
 /// #GP from a guest.
 pub fn general_protection(regs: &mut Regs, cpu: &mut Cpu) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     let error = regs.error_code as u32;
     let (pv, mut env) = split(running);
     let outcome = emulate::general_protection(pv, regs, &mut env, error);
@@ -218,14 +259,18 @@ pub fn general_protection(regs: &mut Regs, cpu: &mut Cpu) {
 
 /// #UD from a guest: the forced-emulation prefix, or its own.
 pub fn invalid_opcode(regs: &mut Regs, cpu: &mut Cpu) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     let (_, mut env) = split(running);
     let outcome = emulate::invalid_opcode(regs, &mut env);
     finish(regs, cpu, outcome);
 }
 
 fn finish(regs: &mut Regs, cpu: &mut Cpu, outcome: Outcome) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     match outcome {
         Outcome::Done | Outcome::Retry => {}
         Outcome::DoneStep => {
@@ -235,7 +280,9 @@ fn finish(regs: &mut Regs, cpu: &mut Cpu, outcome: Outcome) {
         Outcome::Halt => schedule::block(running, false),
         Outcome::Software { vector, length } => {
             let (vcpu, mut entry) = running.entry();
-            if let Err(crash) = bounce::software_interrupt(&mut vcpu.pv, regs, &mut entry, vector, length) {
+            if let Err(crash) =
+                bounce::software_interrupt(&mut vcpu.pv, regs, &mut entry, vector, length)
+            {
                 cpu.crash(regs, &crash);
             }
         }
@@ -249,21 +296,33 @@ pub fn page_table_write(regs: &mut Regs, running: &Running, fault: u64) -> bool 
     if !running.domain.assist(ASSIST_WRITABLE_PAGETABLES) {
         return false;
     }
-    let Some(root) = running.vcpu().roots.kernel() else { return false };
-    let Some(table) = with(running, |cx| table_at(cx, root, fault)) else { return false };
+    let Some(root) = running.vcpu().roots.kernel() else {
+        return false;
+    };
+    let Some(table) = with(running, |cx| table_at(cx, root, fault)) else {
+        return false;
+    };
     let mut bytes = [0; MAX_INSTRUCTION];
     let len = read_prefix(GuestVa(regs.rip), &mut bytes);
-    let Some(bytes) = bytes.get(..len) else { return false };
-    let Some(write) = WriteOp::decode(regs, bytes, segment_bases(), fault) else { return false };
+    let Some(bytes) = bytes.get(..len) else {
+        return false;
+    };
+    let Some(write) = WriteOp::decode(regs, bytes, segment_bases(), fault) else {
+        return false;
+    };
     let at = write.entry_address();
     for _ in 0..MAX_RACES {
-        let Ok(old) = LoadedGuest.read::<u64>(GuestVa(at)) else { return false };
+        let Ok(old) = LoadedGuest.read::<u64>(GuestVa(at)) else {
+            return false;
+        };
         let Some(new) = write.apply(old) else {
             write.finish(regs, old);
             return true;
         };
         let access = PteWrite::CompareExchange { old, new };
-        match with(running, |cx| emulate_pte_write(cx, table, at % PAGE_SIZE, 8, access)) {
+        match with(running, |cx| {
+            emulate_pte_write(cx, table, at % PAGE_SIZE, 8, access)
+        }) {
             Ok(found) if found == old => {
                 write.finish(regs, old);
                 return true;

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The names by which the hardware crate's assembly finds the binary. Nothing else here: the functions behind them are
 //! ordinary safe code. Each returns true if SYSRET may be used for the way back.
-#![expect(unsafe_code, reason = "an exported symbol name is `unsafe` to declare; the names are this binary's own")]
+#![expect(
+    unsafe_code,
+    reason = "an exported symbol name is `unsafe` to declare; the names are this binary's own"
+)]
 
 use crate::cpu::Cpu;
 use philoxen_hw::boot::BootInfo;

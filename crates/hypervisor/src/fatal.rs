@@ -17,13 +17,21 @@ pub fn bug(what: &str) -> ! {
 fn panic(info: &PanicInfo<'_>) -> ! {
     match info.location() {
         Some(at) => report(format_args!("{}", info.message()), at),
-        None => report(format_args!("{}", info.message()), core::panic::Location::caller()),
+        None => report(
+            format_args!("{}", info.message()),
+            core::panic::Location::caller(),
+        ),
     }
 }
 
 fn report(what: core::fmt::Arguments<'_>, at: &core::panic::Location<'_>) -> ! {
     log::panicking();
-    error!("Panic on CPU {}: {what} ({}:{})", cpu::cpu_id(), at.file(), at.line());
+    error!(
+        "Panic on CPU {}: {what} ({}:{})",
+        cpu::cpu_id(),
+        at.file(),
+        at.line()
+    );
     dump::backtrace(cpu::backtrace::frame_pointer());
     power::crash()
 }

@@ -72,7 +72,11 @@ impl Host for Hv {
 /// Loads the page-table root of the mode a vCPU is in.
 #[inline(always)]
 pub fn load_root(vcpu: &Vcpu, in_kernel: bool) {
-    let root = if in_kernel { vcpu.roots.kernel() } else { vcpu.roots.user() };
+    let root = if in_kernel {
+        vcpu.roots.kernel()
+    } else {
+        vcpu.roots.user()
+    };
     philoxen_hw::machine::load_root(root);
 }
 
@@ -87,7 +91,10 @@ pub struct GuestEntry<'a> {
 impl KernelEntry for GuestEntry<'_> {
     #[inline(always)]
     fn upcall_masked(&self) -> bool {
-        self.domain.events.vcpu(self.id).is_none_or(|events| events.upcall_masked(&FRAMES))
+        self.domain
+            .events
+            .vcpu(self.id)
+            .is_none_or(|events| events.upcall_masked(&FRAMES))
     }
 
     #[inline(always)]

@@ -26,7 +26,11 @@ struct Input {
     waiting: ArrayVec<u8, ROOM>,
 }
 
-static INPUT: Mutex<Input> = Mutex::new(Input { switches: 0, ours: false, waiting: ArrayVec::new_const() });
+static INPUT: Mutex<Input> = Mutex::new(Input {
+    switches: 0,
+    ours: false,
+    waiting: ArrayVec::new_const(),
+});
 /// Debug key to run at the next exit; 0 is none.
 static KEY: AtomicU8 = AtomicU8::new(0);
 
@@ -44,11 +48,19 @@ pub fn receive() {
 /// Handles one byte; true if it is for Domain 0.
 fn accept(byte: u8) -> bool {
     let mut input = INPUT.lock();
-    input.switches = if byte == SWITCH { input.switches + 1 } else { 0 };
+    input.switches = if byte == SWITCH {
+        input.switches + 1
+    } else {
+        0
+    };
     if input.switches == SWITCH_COUNT {
         input.switches = 0;
         input.ours = !input.ours;
-        let to = if input.ours { "Philoxen (h for help)" } else { "DOM0" };
+        let to = if input.ours {
+            "Philoxen (h for help)"
+        } else {
+            "DOM0"
+        };
         drop(input);
         info!("*** Serial input to {to} (type 'CTRL-a' three times to switch input)");
         return false;

@@ -32,7 +32,9 @@ pub type DomainPirqs = DomainIrqs<HeldPage>;
 
 /// Reads what the ACPI tables say of interrupts; keeps the controllers' registers from guests.
 pub fn init() {
-    let Some(acpi) = dev::acpi_tables() else { return };
+    let Some(acpi) = dev::acpi_tables() else {
+        return;
+    };
     IRQS.init(acpi);
     SENSITIVE.call_once(|| {
         let mut frames = arrayvec::ArrayVec::new();
@@ -60,11 +62,18 @@ pub fn device_access(mfn: Mfn) -> IoAccess {
 
 /// Lets the console's serial port interrupt us for received bytes; `isa` is its ISA interrupt.
 pub fn start_console_input(isa: u8) {
-    let Some(acpi) = dev::acpi_tables() else { return };
+    let Some(acpi) = dev::acpi_tables() else {
+        return;
+    };
     let moved = acpi.overrides.iter().find(|entry| entry.irq == isa);
     let (gsi, signal) = moved.map_or((isa.into(), Signal::ISA), |entry| (entry.gsi, entry.signal));
     let destination = IRQS.chip().default_destination();
-    let route = Route { vector: Vector(vectors::SERIAL), destination, signal, masked: false };
+    let route = Route {
+        vector: Vector(vectors::SERIAL),
+        destination,
+        signal,
+        masked: false,
+    };
     IRQS.claim(Gsi(gsi));
     dev::ioapic::write(gsi, route.entry());
     serial::set_receive_interrupt(true);
@@ -118,7 +127,10 @@ pub fn pirq_permitted(domain: &Domain, pirq: u32) -> bool {
 /// # Errors
 /// `ESRCH`, or as [`DomainIrqs::bind_pirq`].
 pub fn bind_pirq(dom: DomId, pirq: u32, share: bool) -> Result<()> {
-    domain::find(dom).ok_or(Errno::ESRCH)?.pirqs.bind_pirq(&IRQS, pirq, share)
+    domain::find(dom)
+        .ok_or(Errno::ESRCH)?
+        .pirqs
+        .bind_pirq(&IRQS, pirq, share)
 }
 
 /// Stops delivery of a PIRQ to its domain.
@@ -163,4 +175,3 @@ impl Drop for HeldPage {
         paging::put_writable(self.0);
     }
 }
-

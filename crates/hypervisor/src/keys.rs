@@ -11,7 +11,10 @@ use philoxen_pv::Regs;
 use philoxen_sched::TimerKind;
 
 /// Key, what it shows, and how.
-const KEYS: [(u8, &str, fn(&Cpu, &Regs)); 9] = [
+type Key = (u8, &'static str, fn(&Cpu, &Regs));
+
+/// All keys.
+const KEYS: [Key; 9] = [
     (b'h', "show this list", help),
     (b'q', "domains, their vCPUs and memory", domains),
     (b'r', "run states and timers", run_states),
@@ -28,7 +31,10 @@ pub fn run(cpu: &Cpu, regs: &Regs) {
     let Some(key) = input::take_key() else { return };
     match KEYS.iter().find(|(known, ..)| *known == key) {
         Some((_, _, show)) => show(cpu, regs),
-        None => print!("key '{}' has no meaning; 'h' lists the keys", key.escape_ascii()),
+        None => print!(
+            "key '{}' has no meaning; 'h' lists the keys",
+            key.escape_ascii()
+        ),
     }
 }
 
@@ -50,7 +56,10 @@ fn domains(_: &Cpu, _: &Regs) {
             domain.shared_info.0
         );
         for vcpu in &domain.vcpus {
-            let upcall = domain.events.vcpu(vcpu.id).map(|e| (e.upcall_pending(&FRAMES), e.upcall_masked(&FRAMES)));
+            let upcall = domain
+                .events
+                .vcpu(vcpu.id)
+                .map(|e| (e.upcall_pending(&FRAMES), e.upcall_masked(&FRAMES)));
             print!(
                 "  v{}: up {}, kernel root {:x?}, user root {:x?}, upcall (pending, masked) {upcall:?}",
                 vcpu.id.0,
@@ -67,13 +76,20 @@ fn run_states(_: &Cpu, _: &Regs) {
     print!("system time {now} ns");
     for domain in domain::all() {
         for vcpu in &domain.vcpus {
-            let Some(account) = schedule::runstate(&domain, vcpu.id) else { continue };
+            let Some(account) = schedule::runstate(&domain, vcpu.id) else {
+                continue;
+            };
             let [running, runnable, blocked, offline] = account.time.map(|ns| ns / 1_000_000);
             print!(
                 "d{}v{}: state {}, ms running {running} runnable {runnable} blocked {blocked} offline {offline}",
                 domain.id.0, vcpu.id.0, account.state
             );
-            for kind in [TimerKind::Singleshot, TimerKind::Periodic, TimerKind::Poll, TimerKind::Slice] {
+            for kind in [
+                TimerKind::Singleshot,
+                TimerKind::Periodic,
+                TimerKind::Poll,
+                TimerKind::Slice,
+            ] {
                 if let Some(deadline) = time::deadline(vcpu.key, kind) {
                     print!("  {kind:?} in {} us", deadline.saturating_sub(now) / 1000);
                 }
@@ -85,11 +101,25 @@ fn run_states(_: &Cpu, _: &Regs) {
 fn event_channels(_: &Cpu, _: &Regs) {
     for domain in domain::all() {
         let events = &domain.events;
-        print!("d{}: {} ports in use, {}", domain.id.0, events.used_ports(), if events.uses_fifo() { "FIFO" } else { "2-level" });
+        print!(
+            "d{}: {} ports in use, {}",
+            domain.id.0,
+            events.used_ports(),
+            if events.uses_fifo() {
+                "FIFO"
+            } else {
+                "2-level"
+            }
+        );
         for port in 1..events.port_bound() {
-            let Some(info) = events.info(&FRAMES, port) else { continue };
+            let Some(info) = events.info(&FRAMES, port) else {
+                continue;
+            };
             if !matches!(info.state, philoxen_evtchn::State::Free { .. }) {
-                print!("  {port:4} {:?} v{} priority {} pending {} masked {}", info.state, info.vcpu.0, info.priority, info.pending, info.masked);
+                print!(
+                    "  {port:4} {:?} v{} priority {} pending {} masked {}",
+                    info.state, info.vcpu.0, info.priority, info.pending, info.masked
+                );
             }
         }
     }
@@ -106,7 +136,12 @@ fn interrupts(_: &Cpu, _: &Regs) {
 
 fn hypervisor_memory(_: &Cpu, _: &Regs) {
     let free = memory::buddy().lock().free_frames();
-    print!("{} KiB of RAM, {} KiB free; heap {:?}", memory::total_ram() / 1024, free * 4, memory::heap::stats());
+    print!(
+        "{} KiB of RAM, {} KiB free; heap {:?}",
+        memory::total_ram() / 1024,
+        free * 4,
+        memory::heap::stats()
+    );
 }
 
 fn page_audit(_: &Cpu, _: &Regs) {
@@ -124,10 +159,17 @@ fn page_audit(_: &Cpu, _: &Regs) {
 /// The references that the hypervisor itself holds on a domain's frames.
 fn held_by(domain: &Domain, held: &mut alloc::vec::Vec<(philoxen_abi::Mfn, Held)>) {
     for vcpu in &domain.vcpus {
-        for root in [vcpu.roots.kernel(), vcpu.roots.user()].into_iter().flatten() {
+        for root in [vcpu.roots.kernel(), vcpu.roots.user()]
+            .into_iter()
+            .flatten()
+        {
             held.push((root, Held::Typed));
         }
-        if let Some(info) = domain.events.vcpu(vcpu.id).and_then(|events| events.info_address()) {
+        if let Some(info) = domain
+            .events
+            .vcpu(vcpu.id)
+            .and_then(|events| events.info_address())
+        {
             let frame = philoxen_abi::Mfn::containing(info);
             if frame != domain.shared_info {
                 held.push((frame, Held::Typed));
@@ -139,7 +181,10 @@ fn held_by(domain: &Domain, held: &mut alloc::vec::Vec<(philoxen_abi::Mfn, Held)
 fn registers(cpu: &Cpu, regs: &Regs) {
     match &cpu.running {
         Some(running) => {
-            print!("CPU {}: d{}v{}, kernel mode {}", cpu.id, running.domain.id.0, running.id.0, running.state.pv.in_kernel);
+            print!(
+                "CPU {}: d{}v{}, kernel mode {}",
+                cpu.id, running.domain.id.0, running.id.0, running.state.pv.in_kernel
+            );
             dump::registers(regs);
         }
         None => print!("CPU {}: idle", cpu.id),

@@ -16,7 +16,7 @@ use philoxen_hw::{machine as hw, memory};
 use philoxen_paging::buddy::Block;
 use philoxen_paging::frame::FrameTable;
 use philoxen_paging::machine::{Flush, FlushScope};
-use philoxen_paging::{Cx, DomainMemory, Domains, IoAccess, Machine, mmuext, validate, va_mapping};
+use philoxen_paging::{Cx, DomainMemory, Domains, IoAccess, Machine, mmuext, va_mapping, validate};
 use philoxen_pv::descriptor;
 use spin::Once;
 
@@ -83,10 +83,14 @@ impl Machine for Hv {
         memory::hypervisor_l4_entry(slot)
     }
     fn alloc_block(&self, order: u32, max_bits: u32) -> Option<Block> {
-        memory::buddy().lock().alloc_block(memory::frames(), order, max_bits)
+        memory::buddy()
+            .lock()
+            .alloc_block(memory::frames(), order, max_bits)
     }
     fn free_frame(&self, mfn: Mfn, dirty: bool, stamp: u64) {
-        memory::buddy().lock().free_block(memory::frames(), mfn, 0, dirty, stamp);
+        memory::buddy()
+            .lock()
+            .free_block(memory::frames(), mfn, 0, dirty, stamp);
     }
     fn relax(&self) {
         asm::relax();
@@ -96,14 +100,22 @@ impl Machine for Hv {
     }
     fn io_access(&self, domain: DomId, mfn: Mfn) -> IoAccess {
         let exists = mfn.0 < 1 << (memory::address_bits() - 12);
-        if domain == DomId::DOM0 && exists { crate::irq::device_access(mfn) } else { IoAccess::None }
+        if domain == DomId::DOM0 && exists {
+            crate::irq::device_access(mfn)
+        } else {
+            IoAccess::None
+        }
     }
     fn set_ldt(&self, base: u64, entries: u32) -> Result<()> {
         cpu::set_ldt(GuestVa(base), entries)
     }
     fn memory_map_entry(&self, index: usize) -> Option<E820Entry> {
         let region = *philoxen_hw::boot::info()?.memory.get(index)?;
-        Some(E820Entry { addr: region.start, size: region.end - region.start, kind: region.kind as u32 })
+        Some(E820Entry {
+            addr: region.start,
+            size: region.end - region.start,
+            kind: region.kind as u32,
+        })
     }
 }
 
@@ -114,7 +126,9 @@ pub struct Others {
 
 impl Others {
     const fn new() -> Self {
-        Self { held: [const { Once::new() }; MAX_FOREIGN] }
+        Self {
+            held: [const { Once::new() }; MAX_FOREIGN],
+        }
     }
 }
 
@@ -138,14 +152,24 @@ impl Domains for Others {
 #[inline(always)]
 pub fn with<R>(running: &Running, work: impl FnOnce(&Cx<'_, Hv, Others>) -> R) -> R {
     let domains = Others::new();
-    let cx = Cx { machine: Hv, domain: &running.domain.memory, roots: &running.vcpu().roots, domains: &domains };
+    let cx = Cx {
+        machine: Hv,
+        domain: &running.domain.memory,
+        roots: &running.vcpu().roots,
+        domains: &domains,
+    };
     work(&cx)
 }
 
 /// MOV to CR3 of the running vCPU's kernel; false if the frame cannot be a root.
 pub fn set_kernel_root(domain: &Domain, vcpu: &Vcpu, root: Mfn) -> bool {
     let domains = Others::new();
-    let cx = Cx { machine: Hv, domain: &domain.memory, roots: &vcpu.roots, domains: &domains };
+    let cx = Cx {
+        machine: Hv,
+        domain: &domain.memory,
+        roots: &vcpu.roots,
+        domains: &domains,
+    };
     mmuext::new_kernel_root(&cx, &domain.memory, root, &mut budget()).is_ok()
 }
 
@@ -169,7 +193,9 @@ pub fn descriptor_frame(domain: &Domain, vcpu: &Vcpu, va: GuestVa) -> Option<Mfn
     if entry & 1 == 0 {
         return None;
     }
-    validate::get_page_segdesc(Hv, mfn, domain.id).ok().map(|()| mfn)
+    validate::get_page_segdesc(Hv, mfn, domain.id)
+        .ok()
+        .map(|()| mfn)
 }
 
 /// Replaces the running vCPU's GDT: every frame becomes a descriptor page before the old ones are given back.
@@ -184,7 +210,8 @@ pub fn replace_gdt(running: &mut Running, frames: &[u64], entries: u64) -> Resul
             if taken.is_ok() {
                 validate::put_page_segdesc(Hv, Mfn(frame));
             }
-            new.iter().for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
+            new.iter()
+                .for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
             return Err(Errno::EINVAL);
         }
     }
@@ -192,7 +219,8 @@ pub fn replace_gdt(running: &mut Running, frames: &[u64], entries: u64) -> Resul
     let state = &mut running.state;
     core::mem::swap(&mut state.gdt, &mut new);
     state.gdt_entries = entries;
-    new.iter().for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
+    new.iter()
+        .for_each(|&mfn| validate::put_page_segdesc(Hv, mfn));
     Ok(())
 }
 

@@ -11,7 +11,9 @@ use philoxen_physdev::pci_ports;
 
 /// Reads `size` bytes (1, 2, 4) at `port`; all ones where there is nothing for the domain.
 pub fn read(domain: &Domain, port: u16, size: u8) -> u32 {
-    let Some(width) = Width::from_bytes(size.into()) else { return u32::MAX };
+    let Some(width) = Width::from_bytes(size.into()) else {
+        return u32::MAX;
+    };
     if domain.id != DomId::DOM0 || is_console(port, width) {
         return width.ones();
     }
@@ -23,7 +25,9 @@ pub fn read(domain: &Domain, port: u16, size: u8) -> u32 {
 
 /// Writes `size` bytes (1, 2, 4) at `port`; dropped where there is nothing for the domain.
 pub fn write(domain: &Domain, port: u16, size: u8, value: u32) {
-    let Some(width) = Width::from_bytes(size.into()) else { return };
+    let Some(width) = Width::from_bytes(size.into()) else {
+        return;
+    };
     if domain.id != DomId::DOM0 || is_console(port, width) {
         return;
     }

@@ -15,7 +15,9 @@ use philoxen_abi::{DomId, Result, VcpuId};
 use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id};
 use philoxen_hw::dev::{lapic, vectors};
 use philoxen_pv::Regs;
-use philoxen_sched::{CpuMask, DEFAULT_WEIGHT, Decision, Kick, Runstate, Scheduler, TimerKey, TimerKind, VcpuKey};
+use philoxen_sched::{
+    CpuMask, DEFAULT_WEIGHT, Decision, Kick, Runstate, Scheduler, TimerKey, TimerKind, VcpuKey,
+};
 use spin::{Once, RwLock};
 
 /// vCPUs that can exist at a time.
@@ -24,8 +26,11 @@ const MAX_VCPUS: u32 = 4096;
 const NOBODY: u64 = u64::MAX;
 
 static SCHEDULER: Once<Scheduler> = Once::new();
+/// A vCPU, and the domain that is held with it.
+type Held = (Arc<Domain>, VcpuId);
+
 /// The vCPU behind each scheduler key.
-static BY_KEY: RwLock<Vec<Option<(Arc<Domain>, VcpuId)>>> = RwLock::new(Vec::new());
+static BY_KEY: RwLock<Vec<Option<Held>>> = RwLock::new(Vec::new());
 /// The vCPU each processor runs, as [`pack`] has it.
 static CURRENT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NOBODY) }; MAX_CPUS];
 
@@ -45,7 +50,9 @@ fn scheduler() -> &'static Scheduler {
 /// # Errors
 /// `EINVAL`, `ENOMEM`.
 pub fn init(cpus: u32) -> Result<()> {
-    SCHEDULER.try_call_once(|| Scheduler::new(cpus, MAX_VCPUS)).map(drop)
+    SCHEDULER
+        .try_call_once(|| Scheduler::new(cpus, MAX_VCPUS))
+        .map(drop)
 }
 
 /// A scheduler key for a vCPU that is being made, with room for its timers.
@@ -96,7 +103,10 @@ fn follow(kick: Kick) {
 #[inline]
 pub fn kick(dom: DomId, vcpu: VcpuId) {
     // The running vCPU's events are looked at on the way out anyway.
-    if CURRENT.get(cpu_id()).is_some_and(|current| current.load(Ordering::Relaxed) == pack(dom, vcpu)) {
+    if CURRENT
+        .get(cpu_id())
+        .is_some_and(|current| current.load(Ordering::Relaxed) == pack(dom, vcpu))
+    {
         return;
     }
     if let Some(domain) = domain::find(dom)
@@ -130,7 +140,9 @@ pub fn pause(domain: &Domain, vcpu: VcpuId) {
 
 /// Brings a vCPU up; false if it is up already.
 pub fn bring_up(domain: &Domain, vcpu: VcpuId) -> bool {
-    let Some(vcpu) = domain.vcpu(vcpu) else { return false };
+    let Some(vcpu) = domain.vcpu(vcpu) else {
+        return false;
+    };
     let (done, kick) = scheduler().bring_up(vcpu.key, time::now());
     follow(kick);
     done
@@ -145,7 +157,9 @@ pub fn take_down(domain: &Domain, vcpu: VcpuId) {
 
 /// True if a vCPU is up.
 pub fn is_up(domain: &Domain, vcpu: VcpuId) -> bool {
-    domain.vcpu(vcpu).is_some_and(|vcpu| scheduler().is_up(vcpu.key))
+    domain
+        .vcpu(vcpu)
+        .is_some_and(|vcpu| scheduler().is_up(vcpu.key))
 }
 
 /// Time account of a vCPU.
@@ -160,7 +174,11 @@ pub fn tick(cpu: CpuId) -> bool {
 
 /// Lets the policy choose, and changes to what it chose. Without a vCPU to run, `cpu.running` is empty afterwards.
 pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
-    let Decision { prev, next, slice_ns } = scheduler().pick_next(cpu.id as u32, time::now());
+    let Decision {
+        prev,
+        next,
+        slice_ns,
+    } = scheduler().pick_next(cpu.id as u32, time::now());
     if prev != next || cpu.running.is_some() != next.is_some() {
         leave(cpu, regs);
         if let Some(prev) = prev {
@@ -184,7 +202,9 @@ pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
 
 /// Puts the running vCPU, if any, back into its place.
 fn leave(cpu: &mut Cpu, regs: &Regs) {
-    let Some(mut running) = cpu.running.take() else { return };
+    let Some(mut running) = cpu.running.take() else {
+        return;
+    };
     if !running.state.pv.in_kernel {
         load_root(running.vcpu(), true);
     }
@@ -202,7 +222,9 @@ fn leave(cpu: &mut Cpu, regs: &Regs) {
 
 /// Makes this processor run the vCPU behind `key`.
 fn enter(cpu: &mut Cpu, regs: &mut Regs, key: VcpuKey) {
-    let Some((domain, id)) = vcpu_of(key) else { fatal::bug("the scheduler chose a vCPU that is not there") };
+    let Some((domain, id)) = vcpu_of(key) else {
+        fatal::bug("the scheduler chose a vCPU that is not there")
+    };
     let Some(state) = domain.vcpu(id).and_then(|vcpu| vcpu.parked.lock().take()) else {
         fatal::bug("the scheduler chose a vCPU whose registers are elsewhere")
     };

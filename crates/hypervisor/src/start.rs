@@ -17,8 +17,15 @@ use philoxen_physdev::acpi::Rsdp;
 pub fn main(boot_info: &'static BootInfo) -> ! {
     let options = Options::parse(boot_info.command_line());
     start_console(&options);
-    info!("Philoxen {} (Xen 4.17 PV interface)", env!("CARGO_PKG_VERSION"));
-    info!("Boot loader: {}; command line: {}", boot_info.loader(), boot_info.command_line());
+    info!(
+        "Philoxen {} (Xen 4.17 PV interface)",
+        env!("CARGO_PKG_VERSION")
+    );
+    info!(
+        "Boot loader: {}; command line: {}",
+        boot_info.loader(),
+        boot_info.command_line()
+    );
     for problem in &options.problems {
         warn!("Command line: \"{problem}\" is not understood and ignored");
     }
@@ -31,7 +38,9 @@ pub fn main(boot_info: &'static BootInfo) -> ! {
 
 /// The rest of the boot, on the processor's own stack: from here on it knows which one it is.
 extern "C" fn on_main_stack() -> ! {
-    let Some(boot_info) = boot::info() else { fatal::bug("there is no boot information") };
+    let Some(boot_info) = boot::info() else {
+        fatal::bug("there is no boot information")
+    };
     let options = Options::parse(boot_info.command_line());
     memory::set_flush_since(|stamp| Hv.flush_since(stamp));
     start_devices(boot_info);
@@ -44,7 +53,10 @@ extern "C" fn on_main_stack() -> ! {
         memory::buddy().lock().free_frames() >> 8,
         cpu::features::xcr0_supported()
     );
-    if options.maxcpus.is_some_and(|limit| limit as usize > smp::cpus()) {
+    if options
+        .maxcpus
+        .is_some_and(|limit| limit as usize > smp::cpus())
+    {
         info!("Processors beyond the boot processor stay off");
     }
     if let Err(errno) = schedule::init(smp::cpus() as u32) {
@@ -59,7 +71,10 @@ extern "C" fn on_main_stack() -> ! {
 /// The serial port that `console=` names, as its own option sets it; none for `console=none`.
 fn console_settings(options: &Options<'_>) -> Option<Settings> {
     let names = options.console.unwrap_or("com1");
-    let (base, text) = match names.split(',').find(|name| matches!(*name, "com1" | "com2" | "none")) {
+    let (base, text) = match names
+        .split(',')
+        .find(|name| matches!(*name, "com1" | "com2" | "none"))
+    {
         Some("com2") => (Settings::COM2, options.com2),
         Some("none") => return None,
         _ => (Settings::COM1, options.com1),
@@ -75,7 +90,10 @@ fn start_console(options: &Options<'_>) {
         }
         None => serial::stop(),
     }
-    for (source, text) in [(Source::Hypervisor, options.loglvl), (Source::Guest, options.guest_loglvl)] {
+    for (source, text) in [
+        (Source::Hypervisor, options.loglvl),
+        (Source::Guest, options.guest_loglvl),
+    ] {
         if let Some(threshold) = text.and_then(Threshold::parse) {
             log::set_threshold(source, threshold);
         }
@@ -84,7 +102,10 @@ fn start_console(options: &Options<'_>) {
 
 /// Interrupt controllers, timers and the clock.
 fn start_devices(boot_info: &BootInfo) {
-    let rsdp = boot_info.rsdp.as_ref().and_then(|found| Rsdp::parse(found.bytes.get(..found.len)?));
+    let rsdp = boot_info
+        .rsdp
+        .as_ref()
+        .and_then(|found| Rsdp::parse(found.bytes.get(..found.len)?));
     let frequencies = match dev::init(rsdp) {
         Ok(frequencies) => frequencies,
         Err(reason) => fatal::cannot_boot(format_args!("{reason}")),

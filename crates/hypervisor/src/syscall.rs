@@ -24,7 +24,9 @@ const SYSCALL_BYTES: u64 = 2;
 /// Handles a SYSCALL or SYSENTER frame.
 #[inline(always)]
 pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     let in_kernel = running.state.pv.in_kernel;
     if regs.vector == VECTOR_SYSCALL {
         if in_kernel {
@@ -41,7 +43,9 @@ pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) {
 
 #[cold]
 fn other_entry(regs: &mut Regs, cpu: &mut Cpu) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     let (vcpu, mut entry) = running.entry();
     let result = if regs.vector == VECTOR_SYSCALL32 {
         bounce::syscall32(&mut vcpu.pv, regs, &mut entry)
@@ -61,7 +65,9 @@ fn hypercall(regs: &mut Regs, cpu: &mut Cpu) {
         return iret_hypercall(regs, cpu);
     }
     regs.origin = ORIGIN_SYSRET;
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     match dispatch(cpu.id, running, number, regs.hypercall_args()) {
         Flow::Done(value) => regs.rax = value as u64,
         Flow::Again([rdi, rsi, rdx, r10, r8]) => {
@@ -106,7 +112,9 @@ fn dispatch_cold(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5])
         nr::GET_DEBUGREG => Flow::Done(control::get_debugreg(running, a)),
         nr::UPDATE_DESCRIPTOR => memory::update_descriptor(running, a, b),
         nr::MEMORY_OP => memory::memory_op(running, a, b),
-        nr::UPDATE_VA_MAPPING_OTHERDOMAIN => memory::update_va_mapping_otherdomain(running, [a, b, c, d]),
+        nr::UPDATE_VA_MAPPING_OTHERDOMAIN => {
+            memory::update_va_mapping_otherdomain(running, [a, b, c, d])
+        }
         nr::SET_TIMER_OP => vcpu::set_timer_op(cpu, running, a).into(),
         nr::XEN_VERSION => misc::xen_version(running, a, b).into(),
         nr::CONSOLE_IO => console::console_io(running, a, b, c),
@@ -130,7 +138,9 @@ pub const fn budget() -> Budget {
 /// The `iret` hypercall: loads the frame on the kernel's stack.
 #[inline(always)]
 fn iret_hypercall(regs: &mut Regs, cpu: &mut Cpu) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     let Ok(frame) = LoadedGuest.read::<IretContext>(GuestVa(regs.rsp)) else {
         return cpu.crash(regs, &Crash::IretFrameFault(regs.rsp));
     };

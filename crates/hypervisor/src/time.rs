@@ -40,7 +40,11 @@ fn clock() -> &'static Clock {
 
 /// Starts the clock: system time counts from the hypervisor's first instruction.
 pub fn init(entry_tsc: u64, tsc_hz: u64) {
-    CLOCK.call_once(|| Clock { base_tsc: entry_tsc, base_ns: 0, scale: Scale::from_frequency(tsc_hz) });
+    CLOCK.call_once(|| Clock {
+        base_tsc: entry_tsc,
+        base_ns: 0,
+        scale: Scale::from_frequency(tsc_hz),
+    });
     let unix = philoxen_hw::dev::wall_clock();
     let now = now();
     *WALL.lock() = (unix.saturating_sub(now / SECOND), 0);
@@ -80,7 +84,10 @@ fn queue(cpu: CpuId) -> &'static Mutex<TimerQueue> {
 /// # Errors
 /// `ENOMEM`.
 pub fn reserve(key: VcpuKey) -> Result<()> {
-    QUEUES.iter().take(crate::smp::cpus()).try_for_each(|queue| queue.lock().reserve(key))
+    QUEUES
+        .iter()
+        .take(crate::smp::cpus())
+        .try_for_each(|queue| queue.lock().reserve(key))
 }
 
 /// Sets a deadline on this processor, `cpu`.
@@ -98,7 +105,9 @@ pub fn cancel(cpu: CpuId, key: TimerKey) {
 
 /// The deadline of a vCPU's timer, whichever processor keeps it.
 pub fn deadline(vcpu: VcpuKey, kind: TimerKind) -> Option<u64> {
-    QUEUES.iter().find_map(|queue| queue.lock().deadline(TimerKey::new(vcpu, kind)))
+    QUEUES
+        .iter()
+        .find_map(|queue| queue.lock().deadline(TimerKey::new(vcpu, kind)))
 }
 
 /// Arms this processor's timer for its first deadline, unless it is armed for that already.
@@ -141,12 +150,16 @@ pub fn run_timers(cpu: CpuId) {
 }
 
 fn expire(cpu: CpuId, key: TimerKey, now: u64) {
-    let Some((domain, id)) = schedule::vcpu_of(key.vcpu()) else { return };
+    let Some((domain, id)) = schedule::vcpu_of(key.vcpu()) else {
+        return;
+    };
     match key.kind() {
         TimerKind::Singleshot => domain.events.raise_virq(&Hv, id, virq::TIMER),
         TimerKind::Periodic => {
             domain.events.raise_virq(&Hv, id, virq::TIMER);
-            let period = domain.vcpu(id).map_or(0, |vcpu| vcpu.period.load(Ordering::Relaxed));
+            let period = domain
+                .vcpu(id)
+                .map_or(0, |vcpu| vcpu.period.load(Ordering::Relaxed));
             if period != 0 {
                 set(cpu, key, now.saturating_add(period));
             }
@@ -164,22 +177,38 @@ fn expire(cpu: CpuId, key: TimerKey, now: u64) {
 
 /// Flags of the time record. One processor, or counters that run in step: a guest may compare readings.
 fn record_flags() -> u8 {
-    if crate::smp::tsc_is_stable() { PVCLOCK_TSC_STABLE } else { 0 }
+    if crate::smp::tsc_is_stable() {
+        PVCLOCK_TSC_STABLE
+    } else {
+        0
+    }
 }
 
 /// Writes the time record of a vCPU into its `vcpu_info`.
 pub fn write_time(domain: &Domain, id: VcpuId) {
-    let Some((words, at)) = domain.events.vcpu(id).and_then(|events| events.info(&FRAMES)) else { return };
+    let Some((words, at)) = domain
+        .events
+        .vcpu(id)
+        .and_then(|events| events.info(&FRAMES))
+    else {
+        return;
+    };
     let record = time_record(clock(), asm::rdtsc(), record_flags());
     let word = |index: usize| words.get((at + vcpu_info::TIME / 8 + index) & 511);
-    let [Some(version), Some(tsc), Some(time), Some(rate)] = [word(0), word(1), word(2), word(3)] else { return };
+    let [Some(version), Some(tsc), Some(time), Some(rate)] = [word(0), word(1), word(2), word(3)]
+    else {
+        return;
+    };
     // An odd version tells readers to wait.
     let old = version.load(Ordering::Relaxed) as u32;
     version.store(u64::from(old.wrapping_add(1) | 1), Ordering::SeqCst);
     for (place, value) in [tsc, time, rate].into_iter().zip(record) {
         place.store(value, Ordering::SeqCst);
     }
-    version.store(u64::from((old.wrapping_add(1) | 1).wrapping_add(1)), Ordering::SeqCst);
+    version.store(
+        u64::from((old.wrapping_add(1) | 1).wrapping_add(1)),
+        Ordering::SeqCst,
+    );
 }
 
 /// Writes the secondary time record (`VCPUOP_register_vcpu_time_memory_area`) of the running vCPU, whose kernel's page
@@ -206,14 +235,31 @@ pub fn write_runstate(running: &Running) {
     if va.is_null() {
         return;
     }
-    let Some(account) = schedule::runstate(&running.domain, running.id) else { return };
+    let Some(account) = schedule::runstate(&running.domain, running.id) else {
+        return;
+    };
     let announce = running.domain.assist(ASSIST_RUNSTATE_UPDATE);
-    if announce && LoadedGuest.write(va.add(8), &(account.entered | RUNSTATE_UPDATE)).is_err() {
+    if announce
+        && LoadedGuest
+            .write(va.add(8), &(account.entered | RUNSTATE_UPDATE))
+            .is_err()
+    {
         return;
     }
-    let entered = if announce { account.entered | RUNSTATE_UPDATE } else { account.entered };
+    let entered = if announce {
+        account.entered | RUNSTATE_UPDATE
+    } else {
+        account.entered
+    };
     let [running_ns, runnable, blocked, offline] = account.time;
-    let record = [u64::from(account.state), entered, running_ns, runnable, blocked, offline];
+    let record = [
+        u64::from(account.state),
+        entered,
+        running_ns,
+        runnable,
+        blocked,
+        offline,
+    ];
     if LoadedGuest.write(va, &record).is_ok() && announce {
         let _ = LoadedGuest.write(va.add(8), &account.entered);
     }
@@ -231,6 +277,12 @@ pub fn write_wall_clock(info: Mfn) {
     let version = low.load(Ordering::Relaxed) as u32;
     let busy = version.wrapping_add(1) | 1;
     low.store(u64::from(busy) | seconds << 32, Ordering::SeqCst);
-    high.store(u64::from(nanoseconds) | seconds >> 32 << 32, Ordering::SeqCst);
-    low.store(u64::from(busy.wrapping_add(1)) | seconds << 32, Ordering::SeqCst);
+    high.store(
+        u64::from(nanoseconds) | seconds >> 32 << 32,
+        Ordering::SeqCst,
+    );
+    low.store(
+        u64::from(busy.wrapping_add(1)) | seconds << 32,
+        Ordering::SeqCst,
+    );
 }

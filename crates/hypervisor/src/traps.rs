@@ -7,8 +7,8 @@ use crate::host::FRAMES;
 use crate::{emulate, irq};
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::VcpuId;
-use philoxen_abi::shared::vcpu_info;
 use philoxen_abi::addr::{HYPERVISOR_END, HYPERVISOR_START};
+use philoxen_abi::shared::vcpu_info;
 use philoxen_hw::cpu::{asm, percpu, state, window};
 use philoxen_hw::{info, warn};
 use philoxen_pv::bounce::{self, PFEC_USER, PFEC_WRITE, page_fault_error, vector as v};
@@ -51,7 +51,9 @@ fn other(regs: &mut Regs, cpu: &mut Cpu) {
 
 /// `int3`, `into`, `int 0x80`: the processor let the gate be called, the guest's own gate decides.
 fn software(regs: &mut Regs, cpu: &mut Cpu, vector: u8, length: u64) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     let (vcpu, mut entry) = running.entry();
     if let Err(crash) = bounce::software_interrupt(&mut vcpu.pv, regs, &mut entry, vector, length) {
         cpu.crash(regs, &crash);
@@ -81,7 +83,9 @@ fn machine_check(regs: &mut Regs, cpu: &mut Cpu) {
 fn page_fault(regs: &mut Regs, cpu: &mut Cpu) {
     let address = asm::read_cr2();
     let error = regs.error_code as u32;
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     if (HYPERVISOR_START..HYPERVISOR_END).contains(&address) {
         // A descriptor load touched a page of the LDT window that is not mapped yet.
         if error & PFEC_USER == 0 && map_ldt(running, address) {
@@ -104,7 +108,9 @@ fn page_fault(regs: &mut Regs, cpu: &mut Cpu) {
 }
 
 fn deliver_page_fault(regs: &mut Regs, cpu: &mut Cpu, address: u64, error: u32) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     set_guest_cr2(&running.domain, running.id, address);
     let error = page_fault_error(error, running.state.pv.in_kernel);
     cpu.inject(regs, Trap::page_fault(address, error));
@@ -131,15 +137,21 @@ pub fn guest_cr2(domain: &Domain, id: VcpuId) -> u64 {
 /// Maps the page of the running vCPU's LDT that `address` of the window stands for. False if there is none or its
 /// frame cannot be a descriptor page.
 fn map_ldt(running: &mut Running, address: u64) -> bool {
-    let Some(page) = window::ldt_page_of(address) else { return false };
+    let Some(page) = window::ldt_page_of(address) else {
+        return false;
+    };
     let state = &mut running.state;
     if (page as u64) * 512 >= state.ldt_entries || state.ldt.get(page).is_none_or(Option::is_some) {
         return false;
     }
     let va = state.ldt_base.element(page as u64, philoxen_abi::PAGE_SIZE);
     let domain = running.domain.clone();
-    let Some(vcpu) = domain.vcpu(running.id) else { return false };
-    let Some(mfn) = crate::paging::descriptor_frame(&domain, vcpu, va) else { return false };
+    let Some(vcpu) = domain.vcpu(running.id) else {
+        return false;
+    };
+    let Some(mfn) = crate::paging::descriptor_frame(&domain, vcpu, va) else {
+        return false;
+    };
     if let Some(slot) = running.state.ldt.get_mut(page) {
         *slot = Some(mfn);
     }
@@ -150,25 +162,38 @@ fn map_ldt(running: &mut Running, address: u64) -> bool {
 /// The guest's own address for an address in its LDT window.
 fn guest_ldt_address(running: &Running, address: u64) -> Option<u64> {
     let page = window::ldt_page_of(address)? as u64;
-    Some(running.state.ldt_base.element(page, philoxen_abi::PAGE_SIZE).0 + (address & 0xfff))
+    Some(
+        running
+            .state
+            .ldt_base
+            .element(page, philoxen_abi::PAGE_SIZE)
+            .0
+            + (address & 0xfff),
+    )
 }
 
 /// The return to the guest faulted on its CS, SS or RIP: map a missing LDT page and retry, else tell the guest's
 /// failsafe callback.
 pub fn return_failed(regs: &mut Regs, cpu: &mut Cpu) {
     let (vector, error) = percpu::last_fault();
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     if vector == u32::from(v::PF) && map_ldt(running, asm::read_cr2()) {
         return;
     }
-    warn!("d{}v{}: return to {:04x}:{:016x} failed with exception {vector:#x} ({error:#x})",
-        running.domain.id.0, running.id.0, regs.cs, regs.rip);
+    warn!(
+        "d{}v{}: return to {:04x}:{:016x} failed with exception {vector:#x} ({error:#x})",
+        running.domain.id.0, running.id.0, regs.cs, regs.rip
+    );
     failsafe(regs, cpu);
 }
 
 /// Enters the failsafe callback with what could not be loaded; all data selectors become null.
 pub fn failsafe(regs: &mut Regs, cpu: &mut Cpu) {
-    let Some(running) = &mut cpu.running else { return };
+    let Some(running) = &mut cpu.running else {
+        return;
+    };
     let selectors = state::read_selectors();
     let (vcpu, mut entry) = running.entry();
     match bounce::failsafe(&mut vcpu.pv, regs, &mut entry, selectors) {

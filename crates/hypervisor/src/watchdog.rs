@@ -28,8 +28,15 @@ pub fn domain_op(running: &Running, arg: GuestVa) -> Result<i64> {
         if deadline == 0 {
             return Err(Errno::EINVAL);
         }
-        let free = |dog: &AtomicU64| dog.compare_exchange(0, deadline, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        return dogs.iter().position(free).map(|index| index as i64 + 1).ok_or(Errno::ENOSPC);
+        let free = |dog: &AtomicU64| {
+            dog.compare_exchange(0, deadline, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+        };
+        return dogs
+            .iter()
+            .position(free)
+            .map(|index| index as i64 + 1)
+            .ok_or(Errno::ENOSPC);
     }
     let dog = dogs.get(request.id as usize - 1).ok_or(Errno::EINVAL)?;
     if dog.load(Ordering::Acquire) == 0 {

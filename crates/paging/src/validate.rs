@@ -237,7 +237,9 @@ fn descriptors_ok<M: Machine>(machine: M, mfn: Mfn) -> bool {
         if given == 0 {
             return true;
         }
-        let Some(sound) = machine.check_descriptor(given) else { return false };
+        let Some(sound) = machine.check_descriptor(given) else {
+            return false;
+        };
         if sound != given {
             word.store(sound, Ordering::Relaxed);
         }

@@ -15,7 +15,10 @@ extern "C" fn guest_main(info: u64, stack: u64) -> ! {
     memory::init(info);
     let mut buffer = [0; 1024];
     let line = memory::command_line(&mut buffer).expect("a terminated command line");
-    let value = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
+    let value = |key: &str| {
+        line.split_whitespace()
+            .find_map(|word| word.strip_prefix(key))
+    };
     let name = value("test=").unwrap_or("boot");
     let Some((theme, run)) = themes::THEMES.iter().find(|(theme, _)| *theme == name) else {
         println!("GUEST-TEST {name} FAIL no such theme");

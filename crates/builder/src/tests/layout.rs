@@ -2,7 +2,9 @@
 //! The plan and what the loader makes of it, over many sizes and kinds of kernel.
 
 use super::{BASE, FakeTarget, KERNEL_START, P2M_BASE, linux_notes, small_kernel};
-use crate::{BuildError, Extent, Flavour, Identity, Kernel, P2m, Plan, Request, build, load_segments};
+use crate::{
+    BuildError, Extent, Flavour, Identity, Kernel, P2m, Plan, Request, build, load_segments,
+};
 use philoxen_abi::{
     Mfn, Pfn, elfnote,
     start_info::{StartInfo, TextMode, VgaConsoleInfo},

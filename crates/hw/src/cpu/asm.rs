@@ -8,7 +8,9 @@ use core::arch::asm;
 pub fn rdtsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reads a counter; LFENCE only orders.
-    unsafe { asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
     u64::from(high) << 32 | u64::from(low)
 }
 
@@ -17,7 +19,9 @@ pub fn rdtsc() -> u64 {
 pub(crate) fn rdmsr(msr: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: callers name architectural MSRs only; reading them has no effect on memory.
-    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
     u64::from(high) << 32 | u64::from(low)
 }
 
@@ -29,7 +33,9 @@ pub(crate) fn rdmsr(msr: u32) -> u64 {
 #[inline]
 pub(crate) unsafe fn wrmsr(msr: u32, value: u64) {
     // SAFETY: the caller's contract.
-    unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags))
+    };
 }
 
 /// CPUID leaf `leaf`, sub-leaf `subleaf`: eax, ebx, ecx, edx.
@@ -135,5 +141,7 @@ pub(crate) unsafe fn write_cr4(value: u64) {
 #[inline]
 pub(crate) unsafe fn xsetbv0(value: u64) {
     // SAFETY: the caller's contract.
-    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack, preserves_flags))
+    };
 }

@@ -29,6 +29,8 @@ pub fn walk(mut rbp: u64, limit: usize, mut each: impl FnMut(u64)) {
 pub fn frame_pointer() -> u64 {
     let rbp: u64;
     // SAFETY: reads a register.
-    unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags))
+    };
     rbp
 }

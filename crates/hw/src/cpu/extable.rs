@@ -30,7 +30,10 @@ fn fixup(rip: u64) -> Option<u64> {
     let count = (end as usize - start as usize) / size_of::<[u64; 2]>();
     // SAFETY: the linker script lays the table out between the two symbols; it is never written.
     let table = unsafe { core::slice::from_raw_parts(start, count) };
-    table.iter().find(|entry| entry[0] == rip).map(|entry| entry[1])
+    table
+        .iter()
+        .find(|entry| entry[0] == rip)
+        .map(|entry| entry[1])
 }
 
 /// Called by the entry code for every trap whose frame says ring 0.

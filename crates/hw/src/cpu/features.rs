@@ -53,7 +53,11 @@ pub fn null_clears_base() -> bool {
 /// Sets CR0, CR4 and XCR0 of this processor as the hypervisor needs them, and finds SMAP and XSAVE.
 pub(super) fn enable() {
     let leaf1 = asm::cpuid(1, 0);
-    let leaf7 = if asm::cpuid(0, 0)[0] >= 7 { asm::cpuid(7, 0) } else { [0; 4] };
+    let leaf7 = if asm::cpuid(0, 0)[0] >= 7 {
+        asm::cpuid(7, 0)
+    } else {
+        [0; 4]
+    };
     let xsave = leaf1[2] & 1 << 26 != 0;
     let smap = leaf7[1] & 1 << 20 != 0;
     patch_smap_sites(smap);

@@ -144,7 +144,11 @@ impl GuestMemory for LoadedGuest {
         let done = words as u64 * 8;
         // SAFETY: the rest of the same two ranges.
         let left = unsafe { copy_bytes(to + done, va.0 + done, rest) };
-        if left == 0 { Ok(()) } else { Err(Errno::EFAULT) }
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(Errno::EFAULT)
+        }
     }
 
     #[inline(always)]
@@ -173,7 +177,11 @@ impl GuestMemory for LoadedGuest {
         let done = words as u64 * 8;
         // SAFETY: the rest of the same two ranges.
         let left = unsafe { copy_bytes(va.0 + done, from + done, rest) };
-        if left == 0 { Ok(()) } else { Err(Errno::EFAULT) }
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(Errno::EFAULT)
+        }
     }
 }
 
@@ -181,7 +189,11 @@ impl GuestMemory for LoadedGuest {
 ///
 /// For instruction bytes, which may end at an unmapped page.
 pub fn read_prefix(va: GuestVa, out: &mut [u8]) -> usize {
-    let room = if va.range_ok(out.len() as u64) { out.len() } else { 0 };
+    let room = if va.range_ok(out.len() as u64) {
+        out.len()
+    } else {
+        0
+    };
     let _open = super::features::open_guest_memory();
     // SAFETY: `out` is ours and at least `room` long; the guest's range was checked.
     let left = unsafe { copy_bytes(out.as_mut_ptr() as u64, va.0, room) };

@@ -9,14 +9,16 @@ pub mod asm;
 pub mod backtrace;
 mod entry;
 pub mod extable;
-pub mod guest;
 pub mod features;
+pub mod guest;
 pub mod percpu;
 pub mod state;
 pub mod tables;
 pub mod window;
 
-pub use entry::{VECTOR_SYSCALL, VECTOR_SYSCALL32, VECTOR_SYSENTER, enter_first_guest, on_main_stack};
+pub use entry::{
+    VECTOR_SYSCALL, VECTOR_SYSCALL32, VECTOR_SYSENTER, enter_first_guest, on_main_stack,
+};
 pub use percpu::{CpuId, MAX_CPUS, cpu_id};
 
 /// Brings this processor to the state every entry and exit relies on: tables, control registers, SYSCALL MSRs.

@@ -37,8 +37,9 @@ const GDT_WINDOW: u64 = 0x1_0000;
 /// Offset of the LDT window in an area.
 const LDT_WINDOW: u64 = 0x2_0000;
 /// Mapped pages of the stacks part, by offset.
-const STACK_PAGES: [u64; 11] =
-    [0x1000, 0x3000, 0x4000, 0x6000, 0x8000, 0xa000, 0xb000, 0xc000, 0xd000, 0xe000, 0xf000];
+const STACK_PAGES: [u64; 11] = [
+    0x1000, 0x3000, 0x4000, 0x6000, 0x8000, 0xa000, 0xb000, 0xc000, 0xd000, 0xe000, 0xf000,
+];
 
 /// What a processor keeps for itself at the top of its stack area. The layout is known to the entry assembly.
 #[repr(C, align(16))]
@@ -81,7 +82,11 @@ pub fn ldt_window(cpu: CpuId) -> u64 {
 /// Maps and fills the area of `cpu`. Runs once per processor, on any processor, before its first entry.
 pub(super) fn init(cpu: CpuId, local: *mut ()) {
     for offset in STACK_PAGES {
-        memory::map_hypervisor_page(area(cpu) + offset, memory::alloc_hypervisor_page(), memory::RW);
+        memory::map_hypervisor_page(
+            area(cpu) + offset,
+            memory::alloc_hypervisor_page(),
+            memory::RW,
+        );
     }
     let top = stack_top(cpu);
     let block = Block {
@@ -89,7 +94,15 @@ pub(super) fn init(cpu: CpuId, local: *mut ()) {
         cpu: cpu as u64,
         interrupts: [const { AtomicU64::new(0) }; 4],
         fault: [const { AtomicU64::new(0) }; 2],
-        tss: Tss::new(top, [area(cpu) + 0x2000, area(cpu) + 0x5000, area(cpu) + 0x7000, area(cpu) + 0x9000]),
+        tss: Tss::new(
+            top,
+            [
+                area(cpu) + 0x2000,
+                area(cpu) + 0x5000,
+                area(cpu) + 0x7000,
+                area(cpu) + 0x9000,
+            ],
+        ),
     };
     // SAFETY: the page under `top` was mapped just now and nothing else refers to it; alignment is 16.
     unsafe { (top as *mut Block).write(block) };
@@ -100,7 +113,9 @@ pub(super) fn init(cpu: CpuId, local: *mut ()) {
 fn block() -> &'static Block {
     let rsp: u64;
     // SAFETY: reads the stack pointer.
-    unsafe { core::arch::asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack, preserves_flags))
+    };
     let address = (rsp | (STACKS_SIZE - 1)) + 1 - BLOCK_SIZE as u64;
     // SAFETY: after `init` every stack we run on lies in an area (module documentation), whose block was written
     // by `init` and is only read or changed through atomics afterwards.
@@ -110,8 +125,13 @@ fn block() -> &'static Block {
 /// True if two words at `address` lie on a mapped stack of this processor.
 pub(super) fn on_stack(address: u64) -> bool {
     let area = area(cpu_id());
-    let Some(offset) = address.checked_sub(area) else { return false };
-    offset < STACKS_SIZE - 16 && STACK_PAGES.iter().any(|page| (*page..page + 0x1000 - 8).contains(&offset))
+    let Some(offset) = address.checked_sub(area) else {
+        return false;
+    };
+    offset < STACKS_SIZE - 16
+        && STACK_PAGES
+            .iter()
+            .any(|page| (*page..page + 0x1000 - 8).contains(&offset))
 }
 
 /// Number of the processor that runs this.
@@ -142,7 +162,10 @@ pub(super) fn note_fault(vector: u32, error_code: u64) {
 /// Vector and error code of the last fault that the exception table caught on this processor.
 pub fn last_fault() -> (u32, u64) {
     let [vector, error] = &block().fault;
-    (vector.load(Ordering::Relaxed) as u32, error.load(Ordering::Relaxed))
+    (
+        vector.load(Ordering::Relaxed) as u32,
+        error.load(Ordering::Relaxed),
+    )
 }
 
 /// Takes the highest vector that arrived while idling.

@@ -73,7 +73,9 @@ impl FpuState {
         let all = features::xcr0_supported();
         if all == 0 {
             // SAFETY: the area is 16-byte aligned and over 512 bytes long.
-            unsafe { instruction!("fxsave64 [{}]", in(reg) area, options(nostack, preserves_flags)) };
+            unsafe {
+                instruction!("fxsave64 [{}]", in(reg) area, options(nostack, preserves_flags))
+            };
             return;
         }
         if xcr0 != all {
@@ -93,7 +95,9 @@ impl FpuState {
         let all = features::xcr0_supported();
         if all == 0 {
             // SAFETY: an image FXSAVE or `set_legacy` made, with no reserved MXCSR bit.
-            unsafe { instruction!("fxrstor64 [{}]", in(reg) area, options(nostack, preserves_flags, readonly)) };
+            unsafe {
+                instruction!("fxrstor64 [{}]", in(reg) area, options(nostack, preserves_flags, readonly))
+            };
             return;
         }
         // SAFETY: an image XSAVE or `set_legacy` made under the same mask, with a valid header.
@@ -137,8 +141,17 @@ impl Segments {
     /// Reads what is loaded; `in_kernel` tells whose GS base is the active one.
     pub fn save(in_kernel: bool) -> Self {
         let (active, other) = (asm::rdmsr(MSR_GS_BASE), asm::rdmsr(MSR_KERNEL_GS_BASE));
-        let (gs_kernel, gs_user) = if in_kernel { (active, other) } else { (other, active) };
-        Self { selectors: read_selectors(), fs_base: asm::rdmsr(MSR_FS_BASE), gs_kernel, gs_user }
+        let (gs_kernel, gs_user) = if in_kernel {
+            (active, other)
+        } else {
+            (other, active)
+        };
+        Self {
+            selectors: read_selectors(),
+            fs_base: asm::rdmsr(MSR_FS_BASE),
+            gs_kernel,
+            gs_user,
+        }
     }
 
     /// Loads these; false if a selector was refused by the processor (it is then null, as the failsafe callback expects).
@@ -147,7 +160,11 @@ impl Segments {
     pub fn load(&self, in_kernel: bool) -> bool {
         let [ds, es, fs, gs] = self.selectors;
         let loaded = [load_ds(ds), load_es(es), load_fs(fs), load_gs(gs)];
-        let (active, other) = if in_kernel { (self.gs_kernel, self.gs_user) } else { (self.gs_user, self.gs_kernel) };
+        let (active, other) = if in_kernel {
+            (self.gs_kernel, self.gs_user)
+        } else {
+            (self.gs_user, self.gs_kernel)
+        };
         set_fs_base(self.fs_base);
         set_gs_base(active);
         set_inactive_gs_base(other);
@@ -220,7 +237,11 @@ pub(super) fn null_selector_clears_base() -> bool {
 
 /// Writes a base register; a non-canonical value (which would fault, XSA-193) becomes 0.
 fn write_base(msr: u32, value: u64) {
-    let value = if philoxen_abi::addr::is_canonical(value) { value } else { 0 };
+    let value = if philoxen_abi::addr::is_canonical(value) {
+        value
+    } else {
+        0
+    };
     // SAFETY: a segment base that only guest code uses, canonical.
     unsafe { asm::wrmsr(msr, value) };
 }
@@ -242,7 +263,11 @@ pub fn set_inactive_gs_base(value: u64) {
 
 /// FS base, GS base of the current mode, GS base of the other mode.
 pub fn bases() -> [u64; 3] {
-    [asm::rdmsr(MSR_FS_BASE), asm::rdmsr(MSR_GS_BASE), asm::rdmsr(MSR_KERNEL_GS_BASE)]
+    [
+        asm::rdmsr(MSR_FS_BASE),
+        asm::rdmsr(MSR_GS_BASE),
+        asm::rdmsr(MSR_KERNEL_GS_BASE),
+    ]
 }
 
 /// GS base of the mode the vCPU is not in.
@@ -289,9 +314,13 @@ pub fn load_debug_registers(addresses: &[u64; 4], dr7: u64) {
 pub fn take_dr6() -> u64 {
     let value: u64;
     // SAFETY: reads a register.
-    unsafe { instruction!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        instruction!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags))
+    };
     // SAFETY: the value after reset: no condition recorded.
-    unsafe { instruction!("mov dr6, {}", in(reg) 0xffff_0ff0u64, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        instruction!("mov dr6, {}", in(reg) 0xffff_0ff0u64, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 

@@ -81,8 +81,14 @@ pub(super) fn load(cpu: CpuId) {
     ];
     // SAFETY: the window page was mapped just now, writable; only this processor uses it.
     unsafe { ((window + RESERVED) as *mut [u64; 10]).write(entries) };
-    let gdt = Pointer { limit: 0xefff, base: window };
-    let idt = Pointer { limit: 0xfff, base: idt().as_ptr() as u64 };
+    let gdt = Pointer {
+        limit: 0xefff,
+        base: window,
+    };
+    let idt = Pointer {
+        limit: 0xfff,
+        base: idt().as_ptr() as u64,
+    };
     // SAFETY: the table is valid as filled above, and stays mapped; CS is reloaded by a far return to the next line.
     unsafe {
         asm!(

@@ -25,7 +25,9 @@ static SHOWN: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS
 pub fn set_gdt(frames: &[Mfn]) {
     let cpu = percpu::cpu_id();
     let base = percpu::gdt_window(cpu);
-    let shown = SHOWN.get(cpu).map_or(GDT_PAGES, |shown| shown.swap(frames.len(), Ordering::Relaxed));
+    let shown = SHOWN.get(cpu).map_or(GDT_PAGES, |shown| {
+        shown.swap(frames.len(), Ordering::Relaxed)
+    });
     for page in 0..shown.max(frames.len()).min(GDT_PAGES) {
         let va = base + page as u64 * PAGE_SIZE;
         match frames.get(page) {
@@ -44,7 +46,11 @@ fn empty_page() -> u64 {
 /// Makes the whole GDT window of `cpu` show empty descriptors, before its first use.
 pub(super) fn init(cpu: CpuId) {
     for page in 0..GDT_PAGES as u64 {
-        memory::map_hypervisor_page(percpu::gdt_window(cpu) + page * PAGE_SIZE, empty_page(), memory::RO);
+        memory::map_hypervisor_page(
+            percpu::gdt_window(cpu) + page * PAGE_SIZE,
+            empty_page(),
+            memory::RO,
+        );
     }
 }
 

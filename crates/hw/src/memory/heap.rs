@@ -262,6 +262,6 @@ unsafe impl GlobalAlloc for Heap {
     }
 }
 
-#[cfg(target_os = "none")]
+#[cfg(not(test))]
 #[global_allocator]
 static HEAP: Heap = Heap;

@@ -35,7 +35,9 @@ fn write(count: u64, buffer: GuestVa) -> Flow {
         }
         let mut bytes = [0; CHUNK];
         let len = (count - done).min(CHUNK as u64);
-        let Some(part) = bytes.get_mut(..len as usize) else { break };
+        let Some(part) = bytes.get_mut(..len as usize) else {
+            break;
+        };
         if let Err(errno) = LoadedGuest.read_bytes(buffer.add(done), part) {
             return errno.into();
         }

@@ -4,7 +4,9 @@
 use crate::cpu::Running;
 use crate::paging;
 use philoxen_abi::arch::{self, TrapInfo};
-use philoxen_abi::callback::{CALLBACKOP_REGISTER, CALLBACKOP_UNREGISTER, CallbackRegister, CallbackUnregister};
+use philoxen_abi::callback::{
+    CALLBACKOP_REGISTER, CALLBACKOP_UNREGISTER, CallbackRegister, CallbackUnregister,
+};
 use philoxen_abi::{Errno, GuestMemory, GuestVa, Result, callback};
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_hw::cpu::state;
@@ -22,7 +24,8 @@ pub fn set_trap_table(running: &mut Running, table: u64) -> Result<i64> {
         return Ok(0);
     }
     for index in 0..MAX_TRAPS {
-        let trap: TrapInfo = LoadedGuest.read(table.element(index, size_of::<TrapInfo>() as u64))?;
+        let trap: TrapInfo =
+            LoadedGuest.read(table.element(index, size_of::<TrapInfo>() as u64))?;
         if trap.address == 0 {
             return Ok(0);
         }
@@ -57,7 +60,11 @@ pub fn stack_switch(running: &mut Running, ss: u64, sp: u64) -> Result<i64> {
 /// `set_callbacks(event, failsafe, syscall)`, the old form of `callback_op`.
 pub fn set_callbacks(running: &mut Running, addresses: [u64; 3]) -> Result<i64> {
     let pv = &mut running.state.pv;
-    let kinds = [callback::CALLBACKTYPE_EVENT, callback::CALLBACKTYPE_FAILSAFE, callback::CALLBACKTYPE_SYSCALL];
+    let kinds = [
+        callback::CALLBACKTYPE_EVENT,
+        callback::CALLBACKTYPE_FAILSAFE,
+        callback::CALLBACKTYPE_SYSCALL,
+    ];
     for (kind, address) in kinds.into_iter().zip(addresses) {
         pv.register_callback(kind, 0, address)?;
     }

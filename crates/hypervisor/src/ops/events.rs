@@ -9,14 +9,25 @@ use philoxen_evtchn::Caller;
 use philoxen_hw::cpu::guest::LoadedGuest;
 
 fn caller(running: &Running) -> Caller<'_> {
-    Caller { events: &running.domain.events, privileged: running.domain.privileged }
+    Caller {
+        events: &running.domain.events,
+        privileged: running.domain.privileged,
+    }
 }
 
 /// `event_channel_op(cmd, arg, progress)`.
 #[inline]
 pub fn event_channel_op(running: &Running, cmd: u64, arg: u64, progress: u64) -> Flow {
     let caller = caller(running);
-    philoxen_evtchn::event_channel_op(&Hv, caller, &LoadedGuest, cmd as u32, GuestVa(arg), progress, &mut budget())
+    philoxen_evtchn::event_channel_op(
+        &Hv,
+        caller,
+        &LoadedGuest,
+        cmd as u32,
+        GuestVa(arg),
+        progress,
+        &mut budget(),
+    )
 }
 
 /// `event_channel_op_compat(arg)`.

@@ -38,7 +38,12 @@ pub fn xen_version(running: &Running, cmd: u64, arg: u64) -> Result<i64> {
         op::CAPABILITIES => LoadedGuest.write(arg, &abi::text::<1024>(CAPABILITIES))?,
         op::CHANGESET => LoadedGuest.write(arg, &abi::text::<64>(CHANGESET))?,
         op::PLATFORM_PARAMETERS => {
-            LoadedGuest.write(arg, &abi::PlatformParameters { virt_start: HYPERVISOR_START })?;
+            LoadedGuest.write(
+                arg,
+                &abi::PlatformParameters {
+                    virt_start: HYPERVISOR_START,
+                },
+            )?;
         }
         op::GET_FEATURES => {
             let mut info: abi::FeatureInfo = LoadedGuest.read(arg)?;
@@ -63,13 +68,20 @@ pub fn xen_version(running: &Running, cmd: u64, arg: u64) -> Result<i64> {
 fn submap(running: &Running) -> Features {
     let mut shown = features::PV;
     shown.set(Features::DOM0, running.domain.id == DomId::DOM0);
-    shown.set(Features::PAE_PGDIR_ABOVE_4GB, running.domain.assist(ASSIST_PAE_EXTENDED_CR3));
+    shown.set(
+        Features::PAE_PGDIR_ABOVE_4GB,
+        running.domain.assist(ASSIST_PAE_EXTENDED_CR3),
+    );
     shown
 }
 
 /// `vm_assist(cmd, type)`: 0 enables, 1 disables.
 pub fn vm_assist(running: &mut Running, cmd: u64, kind: u64) -> Result<i64> {
-    let bit = u32::try_from(kind).ok().and_then(|kind| 1u64.checked_shl(kind)).unwrap_or(0) & ASSISTS;
+    let bit = u32::try_from(kind)
+        .ok()
+        .and_then(|kind| 1u64.checked_shl(kind))
+        .unwrap_or(0)
+        & ASSISTS;
     if bit == 0 {
         return Err(Errno::EINVAL);
     }

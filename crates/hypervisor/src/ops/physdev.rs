@@ -48,7 +48,13 @@ pub fn physdev_op(running: &mut Running, cmd: u64, arg: u64) -> Flow {
     match cmd {
         abi::SET_IOPL => set_iopl(running, GuestVa(arg)).into(),
         abi::SET_IOBITMAP => set_iobitmap(running, GuestVa(arg)).into(),
-        _ => philoxen_physdev::physdev_op(&IRQS, &Calling(&running.domain), &LoadedGuest, cmd, GuestVa(arg)),
+        _ => philoxen_physdev::physdev_op(
+            &IRQS,
+            &Calling(&running.domain),
+            &LoadedGuest,
+            cmd,
+            GuestVa(arg),
+        ),
     }
 }
 
@@ -88,8 +94,13 @@ impl Platform for Machine<'_> {
             return None;
         }
         let apic_id = smp::apic_id(cpu as usize);
-        let known = dev::acpi_tables().and_then(|acpi| acpi.processors.iter().find(|p| p.apic_id == apic_id));
-        Some(PhysicalCpu { online: true, apic_id, acpi_id: known.map_or(apic_id, |p| p.acpi_id) })
+        let known = dev::acpi_tables()
+            .and_then(|acpi| acpi.processors.iter().find(|p| p.apic_id == apic_id));
+        Some(PhysicalCpu {
+            online: true,
+            apic_id,
+            acpi_id: known.map_or(apic_id, |p| p.acpi_id),
+        })
     }
     fn cpu_signature(&self) -> ([u8; 12], u32) {
         let [_, ebx, ecx, edx] = asm::cpuid(0, 0);

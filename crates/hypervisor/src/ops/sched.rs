@@ -25,7 +25,14 @@ pub fn sched_op(cpu: CpuId, running: &mut Running, cmd: u64, arg: u64) -> Flow {
         op::SHUTDOWN_CODE => return LoadedGuest.read::<abi::Shutdown>(arg).map(|_| 0).into(),
         op::REMOTE_SHUTDOWN => return remote_shutdown(running, arg).into(),
         op::WATCHDOG => return crate::watchdog::domain_op(running, arg).into(),
-        op::PIN_OVERRIDE => return if running.domain.privileged { Errno::ENOSYS } else { Errno::EPERM }.into(),
+        op::PIN_OVERRIDE => {
+            return if running.domain.privileged {
+                Errno::ENOSYS
+            } else {
+                Errno::EPERM
+            }
+            .into();
+        }
         _ => return Errno::ENOSYS.into(),
     }
     Flow::Done(0)

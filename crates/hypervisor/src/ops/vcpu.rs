@@ -16,7 +16,10 @@ use philoxen_sched::{TimerKey, TimerKind};
 /// `vcpu_op(cmd, vcpu, arg)`.
 pub fn vcpu_op(cpu: CpuId, running: &Running, cmd: u64, vcpu: u64, arg: u64) -> Flow {
     let domain = &running.domain;
-    let Some(target) = u32::try_from(vcpu).ok().and_then(|id| domain.vcpu(VcpuId(id))) else {
+    let Some(target) = u32::try_from(vcpu)
+        .ok()
+        .and_then(|id| domain.vcpu(VcpuId(id)))
+    else {
         return Errno::ENOENT.into();
     };
     if cmd as u32 != op::INITIALISE {
@@ -41,14 +44,23 @@ fn other_op(cpu: CpuId, running: &Running, cmd: u32, target: &Vcpu, arg: GuestVa
         op::GET_RUNSTATE_INFO => runstate_info(running, id, arg),
         op::REGISTER_RUNSTATE_MEMORY_AREA => {
             let request: abi::RegisterAddress = LoadedGuest.read(arg)?;
-            register_area(running, target, request.addr, abi_size::RUNSTATE, Area::Runstate)
+            register_area(
+                running,
+                target,
+                request.addr,
+                abi_size::RUNSTATE,
+                Area::Runstate,
+            )
         }
         op::REGISTER_VCPU_TIME_MEMORY_AREA => {
             let request: abi::RegisterAddress = LoadedGuest.read(arg)?;
             register_area(running, target, request.addr, abi_size::TIME, Area::Time)
         }
         op::REGISTER_VCPU_INFO => register_vcpu_info(running, target, arg),
-        op::SET_PERIODIC_TIMER | op::STOP_PERIODIC_TIMER | op::SET_SINGLESHOT_TIMER | op::STOP_SINGLESHOT_TIMER => {
+        op::SET_PERIODIC_TIMER
+        | op::STOP_PERIODIC_TIMER
+        | op::SET_SINGLESHOT_TIMER
+        | op::STOP_SINGLESHOT_TIMER => {
             if running.id != id {
                 return Err(Errno::EINVAL);
             }
@@ -119,7 +131,9 @@ fn register_vcpu_info(running: &Running, target: &Vcpu, arg: GuestVa) -> Result<
     if target.id != running.id && schedule::is_up(domain, target.id) {
         return Err(Errno::EINVAL);
     }
-    domain.events.register_vcpu_info(&FRAMES, target.id, Mfn(request.mfn), request.offset)?;
+    domain
+        .events
+        .register_vcpu_info(&FRAMES, target.id, Mfn(request.mfn), request.offset)?;
     time::write_time(domain, target.id);
     Ok(0)
 }

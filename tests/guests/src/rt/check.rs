@@ -17,7 +17,13 @@ pub struct Checks {
 impl Checks {
     /// Nothing checked yet.
     pub fn new(theme: &'static str, verbose: bool) -> Self {
-        Self { theme, done: 0, failed: 0, first: None, verbose }
+        Self {
+            theme,
+            done: 0,
+            failed: 0,
+            first: None,
+            verbose,
+        }
     }
     /// Counts `name` as failed if not `good`.
     pub fn that(&mut self, name: &'static str, good: bool) {
@@ -49,7 +55,10 @@ impl Checks {
     }
     /// Prints the verdict.
     pub fn verdict(&self) {
-        println!("GUEST-INFO {} {} checks, {} failed", self.theme, self.done, self.failed);
+        println!(
+            "GUEST-INFO {} {} checks, {} failed",
+            self.theme, self.done, self.failed
+        );
         match self.first {
             None => println!("GUEST-TEST {} PASS", self.theme),
             Some(name) => println!("GUEST-TEST {} FAIL {name}", self.theme),

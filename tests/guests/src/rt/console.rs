@@ -33,7 +33,10 @@ impl Write for Line {
 
 /// Prints `text`; what [`crate::print`] expands to.
 pub fn write(text: Arguments<'_>) {
-    let mut line = Line { bytes: [0; 256], used: 0 };
+    let mut line = Line {
+        bytes: [0; 256],
+        used: 0,
+    };
     // The writer above cannot fail.
     let _ = line.write_fmt(text);
     line.flush();

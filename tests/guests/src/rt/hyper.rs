@@ -66,7 +66,13 @@ pub struct MmuUpdate {
 pub fn mmu_update(requests: &mut [MmuUpdate], foreign: u64) -> (i64, u32) {
     let mut done = u32::MAX;
     let count = requests.len() as u64;
-    let args = [requests.as_mut_ptr() as u64, count, address(&mut done), foreign, 0];
+    let args = [
+        requests.as_mut_ptr() as u64,
+        count,
+        address(&mut done),
+        foreign,
+        0,
+    ];
     (call(nr::MMU_UPDATE, args), done)
 }
 
@@ -120,13 +126,28 @@ pub mod ext {
 /// `mmuext_op`: result, and the number of operations done (`u32::MAX` if not written).
 pub fn mmuext(ops: &mut [MmuExt], foreign: u64) -> (i64, u32) {
     let mut done = u32::MAX;
-    let args = [ops.as_mut_ptr() as u64, ops.len() as u64, address(&mut done), foreign, 0];
+    let args = [
+        ops.as_mut_ptr() as u64,
+        ops.len() as u64,
+        address(&mut done),
+        foreign,
+        0,
+    ];
     (call(nr::MMUEXT_OP, args), done)
 }
 
 /// One `mmuext_op` on ourselves.
 pub fn mmuext_one(cmd: u32, arg1: u64, arg2: u64) -> i64 {
-    mmuext(&mut [MmuExt { cmd, pad: 0, arg1, arg2 }], SELF).0
+    mmuext(
+        &mut [MmuExt {
+            cmd,
+            pad: 0,
+            arg1,
+            arg2,
+        }],
+        SELF,
+    )
+    .0
 }
 
 /// `memory_op`.
@@ -201,5 +222,8 @@ pub struct Multicall {
 
 /// `multicall`.
 pub fn multicall(calls: &mut [Multicall]) -> i64 {
-    call(nr::MULTICALL, [calls.as_mut_ptr() as u64, calls.len() as u64, 0, 0, 0])
+    call(
+        nr::MULTICALL,
+        [calls.as_mut_ptr() as u64, calls.len() as u64, 0, 0, 0],
+    )
 }

@@ -136,12 +136,16 @@ pub fn command_line(buffer: &mut [u8; 1024]) -> Option<&str> {
 struct RawPage(UnsafeCell<[u8; 4096]>);
 // SAFETY: only reached through addresses, as volatile or atomic words.
 unsafe impl Sync for RawPage {}
-const RAW_PAGE: RawPage = RawPage(UnsafeCell::new([0; 4096]));
+impl RawPage {
+    const fn new() -> Self {
+        Self(UnsafeCell::new([0; 4096]))
+    }
+}
 
-static SHARED_WINDOW: RawPage = RAW_PAGE;
+static SHARED_WINDOW: RawPage = RawPage::new();
 /// Pages that tests take from.
 const POOL_PAGES: usize = 1024;
-static POOL: [RawPage; POOL_PAGES] = [const { RAW_PAGE }; POOL_PAGES];
+static POOL: [RawPage; POOL_PAGES] = [const { RawPage::new() }; POOL_PAGES];
 static POOL_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// Where the shared-info page is mapped.
@@ -255,7 +259,10 @@ impl Page {
     /// Takes `count` pages in a row; the first is returned.
     pub fn take_many(count: usize) -> Self {
         let first = POOL_USED.fetch_add(count, Relaxed);
-        assert!(first + count <= POOL_PAGES, "the pool of test pages is used up");
+        assert!(
+            first + count <= POOL_PAGES,
+            "the pool of test pages is used up"
+        );
         Self(&raw const POOL as u64 + first as u64 * PAGE)
     }
     /// The `n`th page after this one.

@@ -33,7 +33,14 @@ pub fn record_at(address: u64) -> Option<Record> {
         compiler_fence(Ordering::SeqCst);
         if version & 1 == 0 && memory::read(address) as u32 == version {
             let (shift, flags) = ((scale >> 32) as i8, (scale >> 40) as u8);
-            return Some(Record { version, tsc_timestamp, system_time, mul: scale as u32, shift, flags });
+            return Some(Record {
+                version,
+                tsc_timestamp,
+                system_time,
+                mul: scale as u32,
+                shift,
+                flags,
+            });
         }
     }
     None
@@ -48,8 +55,13 @@ impl Record {
     /// System time in ns at counter value `tsc`.
     pub fn at(&self, tsc: u64) -> u64 {
         let delta = tsc.wrapping_sub(self.tsc_timestamp);
-        let delta = if self.shift < 0 { delta >> -i32::from(self.shift) } else { delta << self.shift };
-        self.system_time.wrapping_add((u128::from(delta) * u128::from(self.mul) >> 32) as u64)
+        let delta = if self.shift < 0 {
+            delta >> -i32::from(self.shift)
+        } else {
+            delta << self.shift
+        };
+        self.system_time
+            .wrapping_add(((u128::from(delta) * u128::from(self.mul)) >> 32) as u64)
     }
 }
 

@@ -125,7 +125,11 @@ extern "C" fn guest_trap(frame: &mut Frame) {
     let depth = DEPTH.fetch_add(1, Relaxed);
     if depth == TOO_DEEP {
         hook(None);
-        unexpected(&Trap { frame: *frame, cr2: memory::cr2(), mask: memory::upcall_mask() });
+        unexpected(&Trap {
+            frame: *frame,
+            cr2: memory::cr2(),
+            mask: memory::upcall_mask(),
+        });
     }
     if depth > TOO_DEEP {
         hyper::power_off();
@@ -142,7 +146,11 @@ fn dispatch(frame: &mut Frame) {
         return;
     }
     COUNT.fetch_add(1, Relaxed);
-    let trap = Trap { frame: *frame, cr2: memory::cr2(), mask };
+    let trap = Trap {
+        frame: *frame,
+        cr2: memory::cr2(),
+        mask,
+    };
     LAST.replace(Some(trap));
     let resume = RESUME.load(Relaxed);
     if HOOK.get().is_some_and(|hook| hook(frame)) {
@@ -163,9 +171,15 @@ fn dispatch(frame: &mut Frame) {
 }
 
 fn unexpected(trap: &Trap) -> ! {
-    println!("GUEST-TRAP cr2 {:#x} mask {} {:#x?}", trap.cr2, trap.mask, trap.frame);
+    println!(
+        "GUEST-TRAP cr2 {:#x} mask {} {:#x?}",
+        trap.cr2, trap.mask, trap.frame
+    );
     let (vector, error) = trap.code();
-    panic!("unexpected exception {vector} error {error:#x} at {:#x}", trap.frame.rip);
+    panic!(
+        "unexpected exception {vector} error {error:#x} at {:#x}",
+        trap.frame.rip
+    );
 }
 
 /// `struct trap_info`.
@@ -184,7 +198,12 @@ pub struct TrapInfo {
 
 /// Registers one entry; an address of 0 takes it away.
 pub fn set_gate(vector: u64, flags: u8, address: u64) -> i64 {
-    let info = TrapInfo { vector: vector as u8, flags, cs: memory::KERNEL_CS as u16, address };
+    let info = TrapInfo {
+        vector: vector as u8,
+        flags,
+        cs: memory::KERNEL_CS as u16,
+        address,
+    };
     let mut table = [info, TrapInfo::default()];
     hyper::call(nr::SET_TRAP_TABLE, [table.as_mut_ptr() as u64, 0, 0, 0, 0])
 }
@@ -196,13 +215,31 @@ pub fn install() {
         // int3, into and int 0x80 are open to user mode, everything else to none; all mask events.
         let dpl = if [3, 4, 0x80].contains(&vector) { 3 } else { 0 };
         let address = entry::address(vector as u64);
-        *info = TrapInfo { vector: vector as u8, flags: 4 | dpl, cs: memory::KERNEL_CS as u16, address };
+        *info = TrapInfo {
+            vector: vector as u8,
+            flags: 4 | dpl,
+            cs: memory::KERNEL_CS as u16,
+            address,
+        };
     }
     let result = hyper::call(nr::SET_TRAP_TABLE, [table.as_mut_ptr() as u64, 0, 0, 0, 0]);
     assert_eq!(result, 0, "set_trap_table");
-    let callbacks = [entry::VECTOR_EVENT, entry::VECTOR_FAILSAFE, entry::VECTOR_SYSCALL].map(entry::address);
+    let callbacks = [
+        entry::VECTOR_EVENT,
+        entry::VECTOR_FAILSAFE,
+        entry::VECTOR_SYSCALL,
+    ]
+    .map(entry::address);
     let [event, failsafe, syscall] = callbacks;
-    assert_eq!(hyper::call(nr::SET_CALLBACKS, [event, failsafe, syscall, 0, 0]), 0, "set_callbacks");
+    assert_eq!(
+        hyper::call(nr::SET_CALLBACKS, [event, failsafe, syscall, 0, 0]),
+        0,
+        "set_callbacks"
+    );
     let stack = user::trap_stack();
-    assert_eq!(hyper::call(nr::STACK_SWITCH, [memory::KERNEL_SS, stack, 0, 0, 0]), 0, "stack_switch");
+    assert_eq!(
+        hyper::call(nr::STACK_SWITCH, [memory::KERNEL_SS, stack, 0, 0, 0]),
+        0,
+        "stack_switch"
+    );
 }

@@ -32,7 +32,11 @@ pub fn trap_stack() -> u64 {
 
 /// Ends a run: the frame is changed to return to [`Space::run`].
 pub fn leave(frame: &mut Frame) {
-    LEFT.replace(Some(Trap { frame: *frame, cr2: memory::cr2(), mask: memory::upcall_mask() }));
+    LEFT.replace(Some(Trap {
+        frame: *frame,
+        cr2: memory::cr2(),
+        mask: memory::upcall_mask(),
+    }));
     frame.error = 0;
     frame.rip = &raw const guest_user_return as u64;
     frame.cs = memory::KERNEL_CS & !3;
@@ -54,6 +58,7 @@ pub struct Space {
 
 impl Space {
     /// A user address space with empty pages; becomes the vCPU's user table.
+    #[allow(clippy::new_without_default, reason = "making one changes the vCPU")]
     pub fn new() -> Self {
         let space = Self {
             code: Page::take(),
@@ -69,8 +74,16 @@ impl Space {
         for table in space.tables {
             assert_eq!(table.protect(), 0, "a table made read-only");
         }
-        assert_eq!(hyper::mmuext_one(ext::PIN_L4, top.mfn(), 0), 0, "pinning the user table");
-        assert_eq!(hyper::mmuext_one(ext::NEW_USER_BASEPTR, top.mfn(), 0), 0, "new_user_baseptr");
+        assert_eq!(
+            hyper::mmuext_one(ext::PIN_L4, top.mfn(), 0),
+            0,
+            "pinning the user table"
+        );
+        assert_eq!(
+            hyper::mmuext_one(ext::NEW_USER_BASEPTR, top.mfn(), 0),
+            0,
+            "new_user_baseptr"
+        );
         space
     }
 
@@ -85,7 +98,14 @@ impl Space {
 
     /// A frame that starts at [`CODE`] with upcalls allowed.
     pub fn frame() -> Frame {
-        Frame { rip: CODE, cs: USER_CS, ss: memory::KERNEL_SS, rsp: STACK, rflags: 0x202, ..Frame::default() }
+        Frame {
+            rip: CODE,
+            cs: USER_CS,
+            ss: memory::KERNEL_SS,
+            rsp: STACK,
+            rflags: 0x202,
+            ..Frame::default()
+        }
     }
 
     /// Enters user mode with `frame` and gives what brought us back.

@@ -42,7 +42,10 @@ pub fn wild_stack(t: &mut Checks) {
 
 /// An exception for which no handler is registered.
 pub fn no_handler(t: &mut Checks) {
-    t.ok("take the handlers away", hyper::call(nr::SET_TRAP_TABLE, [0; 5]));
+    t.ok(
+        "take the handlers away",
+        hyper::call(nr::SET_TRAP_TABLE, [0; 5]),
+    );
     t.expect_crash();
     // SAFETY: ends this program.
     unsafe { asm!("ud2") };
@@ -51,7 +54,10 @@ pub fn no_handler(t: &mut Checks) {
 
 /// The handler is not executable memory, so that the page fault faults for ever until the stack ends.
 pub fn bad_handler(t: &mut Checks) {
-    t.ok("a handler that is not there", traps::set_gate(14, 0, 0x6000_0000));
+    t.ok(
+        "a handler that is not there",
+        traps::set_gate(14, 0, 0x6000_0000),
+    );
     t.expect_crash();
     // SAFETY: ends this program.
     unsafe { asm!("mov {0}, [{0}]", inout(reg) 0x1000_u64 => _) };

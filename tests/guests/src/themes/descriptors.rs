@@ -32,8 +32,12 @@ const CODE_RING0: u64 = 0x00af_9b00_0000_ffff;
 const CONFORMING_RING0: u64 = 0x00af_9f00_0000_ffff;
 
 /// Descriptors that no guest may have.
-const FORBIDDEN: [(&str, u64); 4] =
-    [("call gate", CALL_GATE), ("task state", TASK), ("LDT descriptor", LDT), ("interrupt gate", INTERRUPT_GATE)];
+const FORBIDDEN: [(&str, u64); 4] = [
+    ("call gate", CALL_GATE),
+    ("task state", TASK),
+    ("LDT descriptor", LDT),
+    ("interrupt gate", INTERRUPT_GATE),
+];
 
 /// Runs the theme.
 pub fn run(t: &mut Checks) {
@@ -78,22 +82,37 @@ fn run_with(selector: u64) -> Option<(u64, u64)> {
 fn global_table(t: &mut Checks) {
     let page = Page::take();
     let words = [0, CODE, DATA, READ_ONLY, 0, CODE32, 0x1234];
-    words.iter().enumerate().for_each(|(n, word)| page.set_word(n as u64, *word));
+    words
+        .iter()
+        .enumerate()
+        .for_each(|(n, word)| page.set_word(n as u64, *word));
     t.refused("writable page", set_gdt(page, 7));
     t.ok("protect", page.protect());
     t.ok("seven entries", set_gdt(page, 7));
     t.equal("data", load(2 << 3 | 3), None);
     t.equal("read-only data", load(3 << 3 | 3), None);
     t.equal("empty entry", load(4 << 3 | 3), Some((13, 4 << 3)));
-    t.equal("not-present rubbish", load(6 << 3 | 3).map(|trap| trap.1), Some(6 << 3));
+    t.equal(
+        "not-present rubbish",
+        load(6 << 3 | 3).map(|trap| trap.1),
+        Some(6 << 3),
+    );
     t.equal("code", run_with(1 << 3 | 3), None);
     t.equal("data as code", run_with(2 << 3 | 3), Some((13, 2 << 3)));
     t.equal("hypervisor's flat selectors beside it", load(0xe02b), None);
     let limit = load(8 << 3 | 3);
-    t.note("behind the entries", matches!(limit, Some((13, 0x40))), &limit);
+    t.note(
+        "behind the entries",
+        matches!(limit, Some((13, 0x40))),
+        &limit,
+    );
     for selector in [0xe003, 0xe00b, 0xe013, 0xe03b, 0xe043, 0xe04b, 0xfffb] {
         let result = run_with(selector);
-        t.note("hypervisor's own selectors as code", result.is_some_and(|trap| trap.0 != 14), &(selector, result));
+        t.note(
+            "hypervisor's own selectors as code",
+            result.is_some_and(|trap| trap.0 != 14),
+            &(selector, result),
+        );
     }
     t.refused("table page made writable", page.restore());
     t.ok("removed", set_gdt(page, 0));
@@ -125,7 +144,8 @@ fn sizes(t: &mut Checks) {
     let page = Page::take();
     t.ok("protect", page.protect());
     let mut frames = [page.mfn(); 16];
-    let mut set = |count: u64| hyper::call(nr::SET_GDT, [frames.as_mut_ptr() as u64, count, 0, 0, 0]);
+    let mut set =
+        |count: u64| hyper::call(nr::SET_GDT, [frames.as_mut_ptr() as u64, count, 0, 0, 0]);
     t.ok("the most entries", set(14 * 512));
     t.refused("one more", set(14 * 512 + 1));
     t.refused("16 pages", set(16 * 512));
@@ -133,7 +153,11 @@ fn sizes(t: &mut Checks) {
     t.ok("none", set(0));
     let far = philoxen_abi::addr::HYPERVISOR_START + (1 << 42);
     for place in [far, 0x1000, 1 << 47] {
-        t.equal("frames at a bad place", hyper::call(nr::SET_GDT, [place, 512, 0, 0, 0]), -14);
+        t.equal(
+            "frames at a bad place",
+            hyper::call(nr::SET_GDT, [place, 512, 0, 0, 0]),
+            -14,
+        );
     }
     t.ok("one page many times let go", page.restore());
 }
@@ -151,12 +175,24 @@ fn update(t: &mut Checks) {
     t.equal("refused entry stays empty", page.word(10), 0);
     t.ok("entry cleared", update_descriptor(page.ma(9), 0));
     t.that("cleared entry cannot be loaded", load(9 << 3 | 3).is_some());
-    t.ok("update in a plain page", update_descriptor(other.ma(3), DATA));
-    t.that("plain page has it", other.word(3) & !(1 << 40) == DATA & !(1 << 40));
+    t.ok(
+        "update in a plain page",
+        update_descriptor(other.ma(3), DATA),
+    );
+    t.that(
+        "plain page has it",
+        other.word(3) & !(1 << 40) == DATA & !(1 << 40),
+    );
     t.refused("misaligned", update_descriptor(page.ma(9) + 4, DATA));
-    t.refused("in a page table", update_descriptor(walk(page.0, 2).mfn() << 12, DATA));
+    t.refused(
+        "in a page table",
+        update_descriptor(walk(page.0, 2).mfn() << 12, DATA),
+    );
     t.refused("in the root", update_descriptor(root() << 12, DATA));
-    t.refused("in the hypervisor", update_descriptor(hypervisor_frame() << 12, DATA));
+    t.refused(
+        "in the hypervisor",
+        update_descriptor(hypervisor_frame() << 12, DATA),
+    );
     t.refused("where nothing is", update_descriptor(1 << 47, DATA));
     t.refused("at all ones", update_descriptor(!7, DATA));
     t.ok("removed", set_gdt(page, 0));
@@ -179,9 +215,17 @@ fn local_table(t: &mut Checks) {
     // The first page stays writable and holds a gate: it must not become usable.
     t.ok("set", set_ldt(pages.0, 1024));
     t.equal("data in the second page", load(512 << 3 | 7), None);
-    t.equal("read-only data in the second page", load(513 << 3 | 7), None);
+    t.equal(
+        "read-only data in the second page",
+        load(513 << 3 | 7),
+        None,
+    );
     let first = load(7);
-    t.note("page with a forbidden entry (298)", matches!(first, Some((13 | 14, _))), &first);
+    t.note(
+        "page with a forbidden entry (298)",
+        matches!(first, Some((13 | 14, _))),
+        &first,
+    );
     t.refused("used page made writable", second.restore());
     let gone = hyper::update_va_mapping(second.0, 0, 2);
     t.ok("used page unmapped", gone);
@@ -194,10 +238,17 @@ fn local_table(t: &mut Checks) {
     t.equal("code in the first page", run_with(1 << 3 | 7), None);
     t.equal("empty entry", load(2 << 3 | 7), Some((13, 2 << 3 | 4)));
     let behind = load(1024 << 3 | 7);
-    t.note("behind the table", matches!(behind, Some((13, 0x2004))), &behind);
+    t.note(
+        "behind the table",
+        matches!(behind, Some((13, 0x2004))),
+        &behind,
+    );
     t.ok("entry updated", update_descriptor(pages.ma(2), DATA));
     t.equal("updated entry", load(2 << 3 | 7), None);
-    t.refused("gate in a used table", update_descriptor(pages.ma(2), CALL_GATE));
+    t.refused(
+        "gate in a used table",
+        update_descriptor(pages.ma(2), CALL_GATE),
+    );
     t.ok("removed", set_ldt(0, 0));
     let none = load(7);
     t.note("no table", matches!(none, Some((13, 4))), &none);
@@ -210,13 +261,20 @@ fn bad_local_tables(t: &mut Checks) {
     t.refused("misaligned", set_ldt(page.0 + 8, 1));
     t.refused("too long", set_ldt(page.0, 8193));
     t.refused("far too long", set_ldt(page.0, 0xffff_ffff));
-    t.refused("in the hypervisor", set_ldt(philoxen_abi::addr::HYPERVISOR_START + (1 << 42), 1));
+    t.refused(
+        "in the hypervisor",
+        set_ldt(philoxen_abi::addr::HYPERVISOR_START + (1 << 42), 1),
+    );
     t.refused("not canonical", set_ldt(1 << 47, 512));
     // Where nothing is mapped it is taken, and every use faults.
     for va in [0x10_0000, 0x7f00_0000_0000] {
         if set_ldt(va, 512) == 0 {
             let result = load(7);
-            t.note("table that is not there", matches!(result, Some((13 | 14, _))), &result);
+            t.note(
+                "table that is not there",
+                matches!(result, Some((13 | 14, _))),
+                &result,
+            );
         }
     }
     let hole = Page::take();

@@ -4,11 +4,12 @@
 //! Names end with the number of the advisory whose attack the check repeats.
 
 use crate::probe;
-use crate::rt::hyper::{self, ext, mmuext_one};
-use crate::rt::memory::{self, Page, pte, walk};
+use crate::rt::hyper;
+use crate::rt::memory::{self, Page};
 use crate::rt::traps::Trap;
 use crate::rt::{check::Checks, random::Random, time};
-use crate::themes::pagetypes::{hypervisor_frame, try_read, try_write};
+use crate::themes::pagetypes::{hypervisor_frame, try_write};
+use crate::themes::table_writes;
 use core::arch::asm;
 use philoxen_abi::hypercall as nr;
 
@@ -24,8 +25,7 @@ pub fn run(t: &mut Checks) {
     extended_control(t);
     time_stamp(t);
     debug_registers(t);
-    table_writes(t);
-    other_writes(t);
+    table_writes::run(t);
     refused_instructions(t);
     random_registers(t);
 }
@@ -59,7 +59,8 @@ fn outb(port: u16, value: u8) -> Option<Trap> {
 }
 
 fn privilege_level(t: &mut Checks) {
-    let physdev = |level: u32| hyper::call(nr::PHYSDEV_OP, [6, hyper::address(&mut { level }), 0, 0, 0]);
+    let physdev =
+        |level: u32| hyper::call(nr::PHYSDEV_OP, [6, hyper::address(&mut { level }), 0, 0, 0]);
     t.ok("I/O privilege level 1", physdev(1));
     t.equal("cli", vector(cli()), None);
     t.equal("cli leaves upcalls as they are", memory::upcall_mask(), 1);
@@ -74,7 +75,12 @@ fn privilege_level(t: &mut Checks) {
     // SAFETY: reads the flags after the two instructions.
     unsafe { asm!("pushfq", "pop {0}", out(reg) flags) };
     t.equal("interrupt flag stays on (202)", flags & 0x200, 0x200);
-    let iobitmap = |bits: u32| hyper::call(nr::PHYSDEV_OP, [7, hyper::address(&mut [0_u64, u64::from(bits)]), 0, 0, 0]);
+    let iobitmap = |bits: u32| {
+        hyper::call(
+            nr::PHYSDEV_OP,
+            [7, hyper::address(&mut [0_u64, u64::from(bits)]), 0, 0, 0],
+        )
+    };
     t.ok("no I/O bitmap", iobitmap(0));
     t.refused("I/O bitmap too long", iobitmap(65537));
 }
@@ -88,7 +94,11 @@ fn ports(t: &mut Checks) {
     let (value, trap) = inb(0x3fd);
     t.equal("hypervisor's serial port", vector(trap), None);
     t.equal("serial port looks absent", value, 0xff);
-    t.equal("write to the hypervisor's serial port", vector(outb(0x3f9, 0)), None);
+    t.equal(
+        "write to the hypervisor's serial port",
+        vector(outb(0x3f9, 0)),
+        None,
+    );
     // Wider accesses, immediate ports.
     let value: u32;
     // SAFETY: PCI configuration address register; reading it is harmless.
@@ -105,13 +115,20 @@ fn ports(t: &mut Checks) {
     let half: u16;
     // SAFETY: reads the device half.
     let trap = unsafe { probe!(["in ax, dx"] in("dx") 0xcfe_u16, out("ax") half,) };
-    t.equal("word access", (vector(trap), u32::from(half)), (None, identity >> 16));
+    t.equal(
+        "word access",
+        (vector(trap), u32::from(half)),
+        (None, identity >> 16),
+    );
     // SAFETY: immediate ports.
     let trap = unsafe { probe!(["out 0x80, al", "in al, 0x71", "out 0x80, eax"] out("rax") _,) };
     t.equal("immediate ports", vector(trap), None);
     // SAFETY: reads an unused port pair at the end of the space.
     let trap = unsafe { probe!(["in eax, dx"] in("dx") 0xffff_u16, out("eax") _,) };
-    t.that("access across the last port", trap.is_none_or(|trap| trap.frame.vector == 13));
+    t.that(
+        "access across the last port",
+        trap.is_none_or(|trap| trap.frame.vector == 13),
+    );
 }
 
 fn string_ports(t: &mut Checks) {
@@ -120,22 +137,30 @@ fn string_ports(t: &mut Checks) {
     let mut left = 4_u64;
     let mut to = page.0;
     // SAFETY: reads a harmless port into a test page.
-    let trap = unsafe { probe!(["rep insb"] in("dx") 0x71_u16, inout("rcx") left, inout("rdi") to,) };
+    let trap =
+        unsafe { probe!(["rep insb"] in("dx") 0x71_u16, inout("rcx") left, inout("rdi") to,) };
     if vector(trap).is_none() {
         t.equal("string input", (left, to), (0, page.0 + 4));
         t.equal("bytes behind it untouched", page.word(0) >> 32, 0xffff_ffff);
     }
     let count = 4_u64;
     // SAFETY: a string output whose source is the M2P table: readable.
-    let trap = unsafe { probe!(["rep outsb"] in("dx") 0x80_u16, inout("rcx") count => _, inout("rsi") philoxen_abi::addr::HYPERVISOR_START => _,) };
-    t.that("string output from the M2P table", trap.is_none_or(|trap| [13, 14].contains(&trap.frame.vector)));
+    let trap = unsafe {
+        probe!(["rep outsb"] in("dx") 0x80_u16, inout("rcx") count => _, inout("rsi") philoxen_abi::addr::HYPERVISOR_START => _,)
+    };
+    t.that(
+        "string output from the M2P table",
+        trap.is_none_or(|trap| [13, 14].contains(&trap.frame.vector)),
+    );
     // SAFETY: must fault: the source is the hypervisor's.
     let trap = unsafe {
         probe!(["outsb"] in("dx") 0x80_u16, inout("rsi") philoxen_abi::addr::HYPERVISOR_START + (3 << 40) => _,)
     };
     t.that("string output of the hypervisor's memory", trap.is_some());
     // SAFETY: must fault: the target is the M2P table.
-    let trap = unsafe { probe!(["insb"] in("dx") 0x71_u16, inout("rdi") philoxen_abi::addr::HYPERVISOR_START => _,) };
+    let trap = unsafe {
+        probe!(["insb"] in("dx") 0x71_u16, inout("rdi") philoxen_abi::addr::HYPERVISOR_START => _,)
+    };
     t.that("string input to the M2P table", trap.is_some());
 }
 
@@ -152,19 +177,42 @@ fn forced(leaf: u32, subleaf: u32) -> [u32; 4] {
 
 fn cpuid(t: &mut Checks) {
     let [max, b, c, d] = forced(0x4000_0000, 0);
-    t.equal("hypervisor's signature", [b, c, d], [0x566e_6558, 0x65584d4d, 0x4d4d_566e]);
-    t.that("leaves up to 5 at least", (0x4000_0005..0x4000_0100).contains(&max));
-    t.equal("version leaf agrees with xen_version", u64::from(forced(0x4000_0001, 0)[0]), hyper::call(nr::XEN_VERSION, [0; 5]) as u64);
+    t.equal(
+        "hypervisor's signature",
+        [b, c, d],
+        [0x566e_6558, 0x65584d4d, 0x4d4d_566e],
+    );
+    t.that(
+        "leaves up to 5 at least",
+        (0x4000_0005..0x4000_0100).contains(&max),
+    );
+    t.equal(
+        "version leaf agrees with xen_version",
+        u64::from(forced(0x4000_0001, 0)[0]),
+        hyper::call(nr::XEN_VERSION, [0; 5]) as u64,
+    );
     let [count, ..] = forced(0x4000_0002, 0);
     t.that("at most one hypercall page", count <= 1);
     let host = core::arch::x86_64::__cpuid(0);
     let [top, b, c, d] = forced(0, 0);
-    t.equal("vendor is the processor's", [b, c, d], [host.ebx, host.ecx, host.edx]);
+    t.equal(
+        "vendor is the processor's",
+        [b, c, d],
+        [host.ebx, host.ecx, host.edx],
+    );
     t.that("some standard leaves", top >= 1);
     let [_, _, c, d] = forced(1, 0);
-    t.equal("FPU, TSC, MSR, CX8, FXSR, SSE, SSE2", d & 0x0700_0131, 0x0700_0131);
+    t.equal(
+        "FPU, TSC, MSR, CX8, FXSR, SSE, SSE2",
+        d & 0x0700_0131,
+        0x0700_0131,
+    );
     t.equal("hypervisor present", c >> 31, 1);
-    t.equal("no virtual-8086 or page-size extensions for us", d & 0b10, 0);
+    t.equal(
+        "no virtual-8086 or page-size extensions for us",
+        d & 0b10,
+        0,
+    );
     let [_, _, c, d] = forced(0x8000_0001, 0);
     t.equal("long mode, NX, system call", d & 0x2010_0800, 0x2010_0800);
     t.equal("no SVM for us", c & 4, 0);
@@ -193,37 +241,76 @@ fn rdmsr(index: u32) -> Result<u64, u64> {
 
 fn wrmsr(index: u32, value: u64) -> Option<u64> {
     // SAFETY: emulated, ignored or faults: none of the registers is this program's to harm.
-    vector(unsafe { probe!(["wrmsr"] in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32,) })
+    vector(unsafe {
+        probe!(["wrmsr"] in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32,)
+    })
 }
 
 fn model_registers(t: &mut Checks) {
     let efer = rdmsr(0xc000_0080).unwrap_or(0);
     t.equal("EFER: system call, long mode, NX", efer & 0xd01, 0xd01);
     let apic = rdmsr(0x1b).unwrap_or(0);
-    t.equal("local APIC at its place", apic & 0x000f_ffff_f000, 0xfee0_0000);
+    t.equal(
+        "local APIC at its place",
+        apic & 0x000f_ffff_f000,
+        0xfee0_0000,
+    );
     t.equal("PAT is the interface's", rdmsr(0x277), Ok(0x0501_0007_0406));
     t.that("machine-check capabilities", rdmsr(0x179).is_ok());
     t.equal("register that does not exist", rdmsr(0x1234_5678), Err(13));
     t.equal("largest number", rdmsr(u32::MAX), Err(13));
-    t.that("reading registers of the hypervisor's", [0x4000_0000, 0xc001_0114, 0x1d9, 0x174].iter().all(|n| rdmsr(*n) != Err(14)));
-    let hidden = [0xc000_0081_u32, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0x175, 0x176];
+    t.that(
+        "reading registers of the hypervisor's",
+        [0x4000_0000, 0xc001_0114, 0x1d9, 0x174]
+            .iter()
+            .all(|n| rdmsr(*n) != Err(14)),
+    );
+    let hidden = [
+        0xc000_0081_u32,
+        0xc000_0082,
+        0xc000_0083,
+        0xc000_0084,
+        0x175,
+        0x176,
+    ];
     for index in hidden {
         let value = rdmsr(index);
         let leak = value.is_ok_and(|value| (0xffff_8000..0xffff_8800).contains(&(value >> 32)));
-        t.note("entry point of the hypervisor not shown", !leak, &(index, value));
+        t.note(
+            "entry point of the hypervisor not shown",
+            !leak,
+            &(index, value),
+        );
         // Whatever is answered, our next system call must still reach the hypervisor.
         wrmsr(index, 0x1000);
-        t.that("entry point unchanged", hyper::call(nr::XEN_VERSION, [0; 5]) > 0);
+        t.that(
+            "entry point unchanged",
+            hyper::call(nr::XEN_VERSION, [0; 5]) > 0,
+        );
     }
-    t.that("EFER cannot lose long mode", wrmsr(0xc000_0080, 0).is_none_or(|vector| vector == 13));
-    t.equal("EFER as before", rdmsr(0xc000_0080).map(|value| value & 0xd01), Ok(0xd01));
+    t.that(
+        "EFER cannot lose long mode",
+        wrmsr(0xc000_0080, 0).is_none_or(|vector| vector == 13),
+    );
+    t.equal(
+        "EFER as before",
+        rdmsr(0xc000_0080).map(|value| value & 0xd01),
+        Ok(0xd01),
+    );
     wrmsr(0x1b, 0xfee0_0000);
-    t.equal("APIC base as before", rdmsr(0x1b).map(|value| value & 0x000f_ffff_f000), Ok(0xfee0_0000));
+    t.equal(
+        "APIC base as before",
+        rdmsr(0x1b).map(|value| value & 0x000f_ffff_f000),
+        Ok(0xfee0_0000),
+    );
     wrmsr(0x10, 0);
     wrmsr(0x1d9, 1);
     wrmsr(0x1a0, u64::MAX);
     wrmsr(0xc000_0103, 0);
-    t.that("alive after those writes (333)", hyper::call(nr::XEN_VERSION, [0; 5]) > 0);
+    t.that(
+        "alive after those writes (333)",
+        hyper::call(nr::XEN_VERSION, [0; 5]) > 0,
+    );
 }
 
 fn segment_base_registers(t: &mut Checks) {
@@ -233,7 +320,11 @@ fn segment_base_registers(t: &mut Checks) {
     for index in [FS, GS, KERNEL_GS] {
         t.equal("base written", wrmsr(index, 0x1234_5000), None);
         t.equal("base read", rdmsr(index), Ok(0x1234_5000));
-        for bad in [0x8000_0000_0000_0000, 0x0000_8000_0000_0000, 0xffff_7fff_ffff_ffff] {
+        for bad in [
+            0x8000_0000_0000_0000,
+            0x0000_8000_0000_0000,
+            0xffff_7fff_ffff_ffff,
+        ] {
             t.equal("non-canonical base (193)", wrmsr(index, bad), Some(13));
         }
         t.equal("base unchanged", rdmsr(index), Ok(0x1234_5000));
@@ -252,8 +343,14 @@ fn segment_base_registers(t: &mut Checks) {
 fn control_registers(t: &mut Checks) {
     let (cr0, cr3, cr4): (u64, u64, u64);
     // SAFETY: emulated reads.
-    unsafe { asm!("mov {0}, cr0", "mov {1}, cr3", "mov {2}, cr4", out(reg) cr0, out(reg) cr3, out(reg) cr4) };
-    t.equal("paging, protection, write protection", cr0 & 0x8001_0001, 0x8001_0001);
+    unsafe {
+        asm!("mov {0}, cr0", "mov {1}, cr3", "mov {2}, cr4", out(reg) cr0, out(reg) cr3, out(reg) cr4)
+    };
+    t.equal(
+        "paging, protection, write protection",
+        cr0 & 0x8001_0001,
+        0x8001_0001,
+    );
     t.equal("root", cr3 >> 12 & 0xff_ffff_ffff, memory::root());
     t.equal("PAE", cr4 & 0x20, 0x20);
     let set4 = |value: u64| {
@@ -261,23 +358,36 @@ fn control_registers(t: &mut Checks) {
         vector(unsafe { probe!(["mov cr4, {0}"] in(reg) value,) })
     };
     t.equal("CR4 as it is", set4(cr4), None);
-    t.that("CR4 of ones", set4(u64::MAX).is_none_or(|vector| vector == 13));
+    t.that(
+        "CR4 of ones",
+        set4(u64::MAX).is_none_or(|vector| vector == 13),
+    );
     t.that("CR4 of zeros", set4(0).is_none_or(|vector| vector == 13));
     set4(cr4);
     let set0 = |value: u64| {
         // SAFETY: as above.
         vector(unsafe { probe!(["mov cr0, {0}"] in(reg) value,) })
     };
-    t.that("CR0 without paging", set0(cr0 & !(1 << 31)).is_none_or(|vector| vector == 13));
+    t.that(
+        "CR0 without paging",
+        set0(cr0 & !(1 << 31)).is_none_or(|vector| vector == 13),
+    );
     t.that("CR0 of zeros", set0(0).is_none_or(|vector| vector == 13));
-    t.that("CR0 without write protection", set0(cr0 & !(1 << 16)).is_none_or(|vector| vector == 13));
+    t.that(
+        "CR0 without write protection",
+        set0(cr0 & !(1 << 16)).is_none_or(|vector| vector == 13),
+    );
     t.equal("CR0 as it was", set0(cr0), None);
     let page = Page::take();
     t.ok("protect", page.protect());
     t.that("write protection holds", !try_write(page.0, 1));
     t.ok("restore", page.restore());
     // SAFETY: emulated.
-    t.equal("CR3 as it is", vector(unsafe { probe!(["mov cr3, {0}"] in(reg) cr3,) }), None);
+    t.equal(
+        "CR3 as it is",
+        vector(unsafe { probe!(["mov cr3, {0}"] in(reg) cr3,) }),
+        None,
+    );
     for bad in [page.ma(0), hypervisor_frame() << 12, 1 << 47, u64::MAX] {
         // SAFETY: must fault or be ignored; the first is a plain page.
         let trap = unsafe { probe!(["mov cr3, {0}"] in(reg) bad,) };
@@ -302,7 +412,10 @@ fn control_registers(t: &mut Checks) {
     t.that("invlpg", trap.is_none_or(|trap| trap.frame.vector == 13));
     // SAFETY: emulated or faults.
     let trap = unsafe { probe!(["mov {0}, cr8"] out(reg) _,) };
-    t.that("CR8", trap.is_none_or(|trap| [6, 13].contains(&trap.frame.vector)));
+    t.that(
+        "CR8",
+        trap.is_none_or(|trap| [6, 13].contains(&trap.frame.vector)),
+    );
 }
 
 fn extended_control(t: &mut Checks) {
@@ -322,7 +435,14 @@ fn extended_control(t: &mut Checks) {
         vector(unsafe { probe!(["xsetbv"] in("ecx") index, in("eax") low, in("edx") high,) })
     };
     t.equal("XCR0 as it is", set(0, low, high), None);
-    for (index, low, high) in [(0, 0, 0), (0, 2, 0), (0, 4 | 1, 0), (0, u32::MAX, u32::MAX), (1, 1, 0), (0, 7, 1 << 31)] {
+    for (index, low, high) in [
+        (0, 0, 0),
+        (0, 2, 0),
+        (0, 4 | 1, 0),
+        (0, u32::MAX, u32::MAX),
+        (1, 1, 0),
+        (0, 7, 1 << 31),
+    ] {
         t.equal("bad XCR0", set(index, low, high), Some(13));
     }
     t.equal("XCR0 for x87 and SSE", set(0, 3, 0), None);
@@ -337,7 +457,10 @@ fn time_stamp(t: &mut Checks) {
     t.that("counter rises", first < second && second < third);
     // SAFETY: emulated, native or faults.
     let trap = unsafe { probe!(["rdtscp"] out("rax") _, out("rdx") _, out("rcx") _,) };
-    t.that("rdtscp", trap.is_none_or(|trap| [6, 13].contains(&trap.frame.vector)));
+    t.that(
+        "rdtscp",
+        trap.is_none_or(|trap| [6, 13].contains(&trap.frame.vector)),
+    );
     // SAFETY: as above.
     let trap = unsafe { probe!(["rdpmc"] in("ecx") 0, out("rax") _, out("rdx") _,) };
     t.that("rdpmc", trap.is_none_or(|trap| trap.frame.vector == 13));
@@ -349,9 +472,19 @@ fn debug_registers(t: &mut Checks) {
     let page = Page::take();
     for register in 0..4 {
         t.ok("breakpoint address", set(register, page.0 + register * 8));
-        t.equal("breakpoint address read", get(register), page.0 + register * 8);
-        t.refused("breakpoint in the hypervisor (444)", set(register, philoxen_abi::addr::HYPERVISOR_START + (1 << 40)));
-        t.refused("breakpoint at its end (444)", set(register, philoxen_abi::addr::HYPERVISOR_END - 1));
+        t.equal(
+            "breakpoint address read",
+            get(register),
+            page.0 + register * 8,
+        );
+        t.refused(
+            "breakpoint in the hypervisor (444)",
+            set(register, philoxen_abi::addr::HYPERVISOR_START + (1 << 40)),
+        );
+        t.refused(
+            "breakpoint at its end (444)",
+            set(register, philoxen_abi::addr::HYPERVISOR_END - 1),
+        );
     }
     // Data write of 8 bytes on breakpoint 0.
     t.ok("arm", set(7, 0x401 | 0b1001 << 16));
@@ -361,9 +494,18 @@ fn debug_registers(t: &mut Checks) {
     t.equal("cause in DR6", get(6) & 0xf, 1);
     t.ok("disarm", set(7, 0x400));
     // SAFETY: a plain store.
-    t.that("no breakpoint", unsafe { probe!(["mov [{0}], {0}", "nop"] in(reg) page.0,) }.is_none());
-    t.refused("general-detect bit", set(7, 0x2000 | 0x400).min(set(7, 1 << 32)));
-    t.refused("I/O breakpoint without the extension", set(7, 0x401 | 2 << 16));
+    t.that(
+        "no breakpoint",
+        unsafe { probe!(["mov [{0}], {0}", "nop"] in(reg) page.0,) }.is_none(),
+    );
+    t.refused(
+        "general-detect bit",
+        set(7, 0x2000 | 0x400).min(set(7, 1 << 32)),
+    );
+    t.refused(
+        "I/O breakpoint without the extension",
+        set(7, 0x401 | 2 << 16),
+    );
     t.ok("DR6 cleared", set(6, 0xffff_0ff0));
     t.refused("no such register", set(9, 0));
     t.that("reading no such register", (get(9) as i64) < 0);
@@ -373,96 +515,13 @@ fn debug_registers(t: &mut Checks) {
     t.equal("same value by hypercall", get(1), page.0);
     // SAFETY: emulated; must be refused.
     let trap = unsafe { probe!(["mov dr0, {0}"] in(reg) philoxen_abi::addr::HYPERVISOR_START,) };
-    t.equal("instruction with an address of the hypervisor (444)", vector(trap), Some(13));
+    t.equal(
+        "instruction with an address of the hypervisor (444)",
+        vector(trap),
+        Some(13),
+    );
     (0..4).for_each(|register| t.ok("cleared", set(register, 0)));
     t.ok("DR7 at rest", set(7, 0x400));
-}
-
-/// Writes to a live L1 table by ordinary instructions.
-fn table_writes(t: &mut Checks) {
-    let (window, one, two) = (Page::take(), Page::take(), Page::take());
-    one.set_word(0, 1);
-    two.set_word(0, 2);
-    let table = walk(window.0, 2).mfn();
-    let entry = memory::VIRT_BASE + (memory::m2p(table) << 12) + memory::index(window.0, 1) * 8;
-    t.ok("writable page tables", hyper::call(nr::VM_ASSIST, [0, 2, 0, 0, 0]));
-    let flush = || mmuext_one(ext::INVLPG_LOCAL, window.0, 0);
-    t.that("mov", try_write(entry, one.ma(0) | pte::RW));
-    t.ok("flush", flush());
-    t.equal("mov took effect", try_read(window.0), Some(1));
-    let mut old = two.ma(0) | pte::RW;
-    // SAFETY: an exchange with a live entry, which is emulated.
-    t.that("xchg", unsafe { probe!(["xchg [{0}], {1}"] in(reg) entry, inout(reg) old,) }.is_none());
-    t.equal("xchg gave the old entry", old & pte::FRAME, one.ma(0));
-    t.ok("flush", flush());
-    t.equal("xchg took effect", try_read(window.0), Some(2));
-    let current = memory::read(entry);
-    let compare = |expected: u64, new: u64| {
-        let (after, equal): (u64, u8);
-        // SAFETY: as above.
-        let trap = unsafe {
-            probe!(["lock cmpxchg [{0}], {1}", "sete {2}"] in(reg) entry, in(reg) new, out(reg_byte) equal, inout("rax") expected => after,)
-        };
-        (vector(trap), after, equal)
-    };
-    t.equal("cmpxchg with another value", compare(current ^ 0x20, 0), (None, current, 0));
-    t.equal("entry unchanged", memory::read(entry), current);
-    t.equal("cmpxchg", compare(current, one.ma(0) | pte::RW).2, 1);
-    t.ok("flush", flush());
-    t.equal("cmpxchg took effect", try_read(window.0), Some(1));
-    // SAFETY: clears the writable bit of a live entry.
-    let trap = unsafe { probe!(["lock and qword ptr [{0}], {1}"] in(reg) entry, in(reg) !pte::W,) };
-    if vector(trap).is_none() {
-        t.ok("flush", flush());
-        t.that("lock and made it read-only", !try_write(window.0, 9));
-        // SAFETY: sets it again.
-        let trap = unsafe { probe!(["lock or qword ptr [{0}], 2"] in(reg) entry,) };
-        t.equal("lock or", vector(trap), None);
-        t.ok("flush", flush());
-        t.that("lock or made it writable", try_write(window.0, 1));
-        // SAFETY: clears the accessed bit.
-        let trap = unsafe { probe!(["lock btr qword ptr [{0}], 5"] in(reg) entry,) };
-        t.equal("lock btr", (vector(trap), memory::read(entry) & 0x20), (None, 0));
-    } else {
-        t.equal("lock and refused as a page fault", vector(trap), Some(14));
-    }
-    let before = memory::read(entry);
-    for (name, value) in [
-        ("hypervisor's frame", hypervisor_frame() << 12 | pte::RW),
-        ("page table writable", table << 12 | pte::RW),
-        ("root writable", memory::root() << 12 | pte::RW),
-        ("frame that is not there", 1 << 47 | pte::RW),
-    ] {
-        t.that(name, !try_write(entry, value));
-        // SAFETY: as above.
-        let trap = unsafe { probe!(["xchg [{0}], {1}"] in(reg) entry, inout(reg) value => _,) };
-        t.equal(name, vector(trap), Some(14));
-        t.equal("entry as before", memory::read(entry), before);
-    }
-    // SAFETY: half an entry.
-    let trap = unsafe { probe!(["mov dword ptr [{0}], 0"] in(reg) entry,) };
-    t.that("half an entry", vector(trap).is_none_or(|vector| vector == 14));
-    // SAFETY: across two entries.
-    let trap = unsafe { probe!(["mov qword ptr [{0} + 4], 0"] in(reg) entry,) };
-    t.equal("across two entries", vector(trap), Some(14));
-    t.ok("restore", window.restore());
-}
-
-/// What is read-only for another reason must fault.
-fn other_writes(t: &mut Checks) {
-    let page = Page::take();
-    t.ok("protect", page.protect());
-    // SAFETY: faults.
-    let trap = unsafe { probe!(["xchg [{0}], {1}"] in(reg) page.0, inout(reg) 0_u64 => _,) };
-    t.equal("plain read-only page", trap.map(|trap| trap.code()), Some((14, 3)));
-    for level in [2, 3, 4] {
-        let table = if level == 4 { memory::root() } else { walk(page.0, level + 1).mfn() };
-        let entry = memory::VIRT_BASE + (memory::m2p(table) << 12) + memory::index(page.0, level) * 8;
-        let value = memory::read(entry);
-        t.that("entry of a higher level", !try_write(entry, value));
-        t.equal("higher level unchanged", memory::read(entry), value);
-    }
-    t.ok("restore", page.restore());
 }
 
 fn refused_instructions(t: &mut Checks) {
@@ -472,19 +531,34 @@ fn refused_instructions(t: &mut Checks) {
     };
     // SAFETY: every one of these must fault.
     unsafe {
-        check("lgdt", probe!(["lgdt [{0}]"] in(reg) memory::start().address,));
+        check(
+            "lgdt",
+            probe!(["lgdt [{0}]"] in(reg) memory::start().address,),
+        );
         check("lmsw", probe!(["lmsw {0:x}"] in(reg) 0_u64,));
         check("swapgs", probe!(["swapgs"]));
         check("vmmcall", probe!(["vmmcall"]));
         check("vmcall", probe!(["vmcall"]));
-        check("vmxon", probe!(["vmxon [{0}]"] in(reg) memory::start().address,));
+        check(
+            "vmxon",
+            probe!(["vmxon [{0}]"] in(reg) memory::start().address,),
+        );
         check("vmrun", probe!(["vmrun"] in("rax") 0_u64,));
         check("stgi", probe!(["stgi"]));
         check("sysretq", probe!(["sysretq"] out("rcx") _,));
-        check("sysexit", probe!(["sysexit"] in("rcx") 0_u64, in("rdx") 0_u64,));
-        check("monitor", probe!(["monitor"] in("rax") 0_u64, in("ecx") 0, in("edx") 0,));
+        check(
+            "sysexit",
+            probe!(["sysexit"] in("rcx") 0_u64, in("rdx") 0_u64,),
+        );
+        check(
+            "monitor",
+            probe!(["monitor"] in("rax") 0_u64, in("ecx") 0, in("edx") 0,),
+        );
         check("rsm", probe!(["rsm"]));
-        check("bad invpcid", probe!(["invpcid {1}, [{0}]"] in(reg) memory::start().address, in(reg) 9_u64,));
+        check(
+            "bad invpcid",
+            probe!(["invpcid {1}, [{0}]"] in(reg) memory::start().address, in(reg) 9_u64,),
+        );
     }
     // SAFETY: emulated for Domain 0, or faults.
     let cache = unsafe { probe!(["wbinvd"]) };
@@ -493,7 +567,7 @@ fn refused_instructions(t: &mut Checks) {
 
 /// Random reads and writes of model-specific registers: nothing happens to the hypervisor.
 fn random_registers(t: &mut Checks) {
-    let mut random = Random(0x4d53_52);
+    let mut random = Random(0x4d_5352);
     let mut other = 0;
     for _ in 0..3000 {
         let index = match random.below(4) {

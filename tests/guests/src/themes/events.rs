@@ -38,7 +38,12 @@ pub fn run(t: &mut Checks) {
 pub fn status(port: u32) -> (i64, u32, u32, u64) {
     let mut argument = [u64::from(SELF) | u64::from(port) << 32, 0, 0];
     let result = hyper::event_op(5, &mut argument);
-    (result, argument[1] as u32, (argument[1] >> 32) as u32, argument[2])
+    (
+        result,
+        argument[1] as u32,
+        (argument[1] >> 32) as u32,
+        argument[2],
+    )
 }
 
 fn channels(t: &mut Checks) {
@@ -48,26 +53,51 @@ fn channels(t: &mut Checks) {
     t.equal("status of an IPI", status(ipi).1, IPI);
     let (result, timer) = events::bind_virq(0, 0);
     t.ok("bind VIRQ", result);
-    t.equal("status of a VIRQ", (status(timer).1, status(timer).3 as u32), (VIRQ, 0));
+    t.equal(
+        "status of a VIRQ",
+        (status(timer).1, status(timer).3 as u32),
+        (VIRQ, 0),
+    );
     t.refused("bind a VIRQ twice", events::bind_virq(0, 0).0);
     let (result, open) = events::alloc_unbound(SELF, SELF);
     t.ok("allocate unbound", result);
     t.equal("status of an unbound channel", status(open).1, UNBOUND);
-    t.equal("send on an unbound channel is dropped", events::send(open), 0);
+    t.equal(
+        "send on an unbound channel is dropped",
+        events::send(open),
+        0,
+    );
     let (result, other) = events::bind_interdomain(SELF, open);
     t.ok("bind to ourselves", result);
-    t.equal("status of one end", (status(open).1, status(open).3 >> 32), (INTERDOMAIN, u64::from(other)));
-    t.equal("status of the other end", (status(other).1, status(other).3 >> 32), (INTERDOMAIN, u64::from(open)));
-    t.refused("bind to a bound channel", events::bind_interdomain(SELF, open).0);
+    t.equal(
+        "status of one end",
+        (status(open).1, status(open).3 >> 32),
+        (INTERDOMAIN, u64::from(other)),
+    );
+    t.equal(
+        "status of the other end",
+        (status(other).1, status(other).3 >> 32),
+        (INTERDOMAIN, u64::from(open)),
+    );
+    t.refused(
+        "bind to a bound channel",
+        events::bind_interdomain(SELF, open).0,
+    );
     let ports = [ipi, timer, open, other];
     let distinct = (0..4).all(|n| !ports[..n].contains(&ports[n]));
     t.that("ports are distinct", distinct);
     // Upcalls are masked: pending bits show what was sent.
     events::clear_pending(open);
     events::clear_pending(other);
-    ports.iter().for_each(|port| t.ok("unmask", events::unmask(*port)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("unmask", events::unmask(*port)));
     t.ok("send", events::send(open));
-    t.equal("the other end is pending", (events::is_pending(open), events::is_pending(other)), (false, true));
+    t.equal(
+        "the other end is pending",
+        (events::is_pending(open), events::is_pending(other)),
+        (false, true),
+    );
     t.that("upcall pending", memory::upcall_pending() != 0);
     let selector = memory::read(memory::vcpu_info() + PENDING_SEL as u64);
     t.equal("selector", selector >> (other / 64) & 1, 1);
@@ -77,8 +107,14 @@ fn channels(t: &mut Checks) {
     events::clear();
     memory::take_upcall_pending();
     events::scan();
-    t.equal("scan finds both", (events::count(other), events::count(ipi)), (1, 1));
-    ports.iter().for_each(|port| t.ok("close", events::close(*port)));
+    t.equal(
+        "scan finds both",
+        (events::count(other), events::count(ipi)),
+        (1, 1),
+    );
+    ports
+        .iter()
+        .for_each(|port| t.ok("close", events::close(*port)));
     t.equal("closed", status(ipi).1, CLOSED);
 }
 
@@ -92,7 +128,11 @@ fn upcalls(t: &mut Checks) {
     t.equal("upcall once unmasked", events::count(port), 1);
     t.equal("upcalls are on again after it", memory::upcall_mask(), 0);
     t.ok("send with upcalls on", events::send(port));
-    t.equal("upcall before the hypercall returns", events::count(port), 2);
+    t.equal(
+        "upcall before the hypercall returns",
+        events::count(port),
+        2,
+    );
     events::mask(port);
     t.ok("send on a masked channel", events::send(port));
     t.equal("masked channel makes no upcall", events::count(port), 2);
@@ -120,24 +160,40 @@ fn upcalls(t: &mut Checks) {
 
 fn ordering(t: &mut Checks) {
     let ports: [u32; 40] = core::array::from_fn(|_| events::bind_ipi(0).1);
-    ports.iter().for_each(|port| t.ok("unmask", events::unmask(*port)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("unmask", events::unmask(*port)));
     events::disable();
     events::clear();
-    ports.iter().rev().for_each(|port| t.ok("send", events::send(*port)));
+    ports
+        .iter()
+        .rev()
+        .for_each(|port| t.ok("send", events::send(*port)));
     events::enable();
     t.equal("all forty", events::logged(), 40);
-    t.that("each once", ports.iter().all(|port| events::count(*port) == 1));
+    t.that(
+        "each once",
+        ports.iter().all(|port| events::count(*port) == 1),
+    );
     events::disable();
-    ports.iter().for_each(|port| t.ok("close", events::close(*port)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("close", events::close(*port)));
 }
 
 fn refusals(t: &mut Checks) {
     for port in [0, 4095, 4096, 100_000, u32::MAX] {
         t.refused("send on no port", events::send(port));
         t.refused("close no port", events::close(port));
-        t.refused("status beyond all ports", if port < 4096 { -1 } else { status(port).0 });
+        t.refused(
+            "status beyond all ports",
+            if port < 4096 { -1 } else { status(port).0 },
+        );
         t.refused("bind to no port", events::bind_interdomain(SELF, port).0);
-        t.refused("no port to a vCPU", hyper::event_op(8, &mut Small(port, 0, 0)));
+        t.refused(
+            "no port to a vCPU",
+            hyper::event_op(8, &mut Small(port, 0, 0)),
+        );
     }
     for virq in [24, 100, u32::MAX] {
         t.refused("no such VIRQ", events::bind_virq(virq, 0).0);
@@ -149,7 +205,10 @@ fn refusals(t: &mut Checks) {
     t.refused("global VIRQ on another vCPU", events::bind_virq(3, 5).0);
     t.refused("unbound for no domain", events::alloc_unbound(99, SELF).0);
     t.refused("bind to no domain", events::bind_interdomain(99, 1).0);
-    t.refused("unknown operation", hyper::event_op(99, &mut Small(0, 0, 0)));
+    t.refused(
+        "unknown operation",
+        hyper::event_op(99, &mut Small(0, 0, 0)),
+    );
     let before = open_ports();
     for place in [HYPERVISOR_START + (1 << 42), 0x1000, 1 << 47, u64::MAX - 3] {
         for cmd in [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13] {
@@ -170,24 +229,49 @@ fn polling(t: &mut Checks) {
     let (_, port) = events::bind_ipi(0);
     events::mask(port);
     let start = time::now();
-    t.ok("poll with a timeout (221)", events::poll(&mut [port], start + 5_000_000));
+    t.ok(
+        "poll with a timeout (221)",
+        events::poll(&mut [port], start + 5_000_000),
+    );
     let spent = time::now() - start;
-    t.note("timeout met", (5_000_000..2_000_000_000).contains(&spent), &spent);
+    t.note(
+        "timeout met",
+        (5_000_000..2_000_000_000).contains(&spent),
+        &spent,
+    );
     t.ok("send to the polled port", events::send(port));
     let start = time::now();
-    t.ok("poll on what is pending", events::poll(&mut [port], start + 5_000_000_000));
+    t.ok(
+        "poll on what is pending",
+        events::poll(&mut [port], start + 5_000_000_000),
+    );
     t.that("no wait", time::now() - start < 4_000_000_000);
     let mut many = [port; 128];
-    t.ok("poll on the most ports", events::poll(&mut many, time::now() + 1000));
+    t.ok(
+        "poll on the most ports",
+        events::poll(&mut many, time::now() + 1000),
+    );
     let mut over = [port; 129];
-    t.refused("poll on too many", events::poll(&mut over, time::now() + 1000));
+    t.refused(
+        "poll on too many",
+        events::poll(&mut over, time::now() + 1000),
+    );
     events::clear_pending(port);
     for bad in [4095, 4096, 200_000, u32::MAX] {
-        t.refused("poll on no port", events::poll(&mut [bad, port], time::now() + 1000));
+        t.refused(
+            "poll on no port",
+            events::poll(&mut [bad, port], time::now() + 1000),
+        );
     }
-    t.ok("poll on nothing (221)", events::poll(&mut [], time::now() + 1000));
+    t.ok(
+        "poll on nothing (221)",
+        events::poll(&mut [], time::now() + 1000),
+    );
     let mut argument = [HYPERVISOR_START + (1 << 42), 1, time::now() + 1000];
-    t.refused("poll on ports at a bad place", hyper::sched_op(3, &mut argument));
+    t.refused(
+        "poll on ports at a bad place",
+        hyper::sched_op(3, &mut argument),
+    );
     t.ok("poll with a time gone by", events::poll(&mut [port], 1));
     t.ok("close", events::close(port));
 }
@@ -224,10 +308,15 @@ fn bound_vcpu(t: &mut Checks) {
     t.ok("to vCPU 0", hyper::event_op(8, &mut Small(port, 0, 0)));
     t.refused("to no vCPU", hyper::event_op(8, &mut Small(port, 4000, 0)));
     let (_, timer) = events::bind_virq(0, 0);
-    t.refused("per-vCPU VIRQ moved", hyper::event_op(8, &mut Small(timer, 0, 0)));
+    t.refused(
+        "per-vCPU VIRQ moved",
+        hyper::event_op(8, &mut Small(timer, 0, 0)),
+    );
     let (_, ipi) = events::bind_ipi(0);
     t.refused("IPI moved", hyper::event_op(8, &mut Small(ipi, 0, 0)));
-    [port, timer, ipi].iter().for_each(|port| t.ok("close", events::close(*port)));
+    [port, timer, ipi]
+        .iter()
+        .for_each(|port| t.ok("close", events::close(*port)));
 }
 
 /// Random operations against a table of what should be open.
@@ -259,14 +348,18 @@ fn random_operations(t: &mut Checks) {
             }
         }
         if open.iter().filter(|open| **open).count() > 190 {
-            (1..512).filter(|port| open[*port as usize]).for_each(|port| {
-                events::close(port);
-            });
+            (1..512)
+                .filter(|port| open[*port as usize])
+                .for_each(|port| {
+                    events::close(port);
+                });
             open = [false; 512];
         }
     }
     t.equal("results that contradict the table", wrong, 0);
-    (1..512).filter(|port| open[*port as usize]).for_each(|port| t.ok("close", events::close(port)));
+    (1..512)
+        .filter(|port| open[*port as usize])
+        .for_each(|port| t.ok("close", events::close(port)));
 }
 
 fn exhaustion(t: &mut Checks) {
@@ -304,11 +397,20 @@ fn reset(t: &mut Checks) {
         ports.iter().for_each(|port| {
             events::send(*port);
         });
-        t.ok("reset (343)", hyper::event_op(10, &mut Small(u32::from(SELF), 0, 0)));
-        let left = ports.iter().filter(|port| status(**port).1 != CLOSED).count();
+        t.ok(
+            "reset (343)",
+            hyper::event_op(10, &mut Small(u32::from(SELF), 0, 0)),
+        );
+        let left = ports
+            .iter()
+            .filter(|port| status(**port).1 != CLOSED)
+            .count();
         t.equal("all closed by reset", left, 0);
     }
-    t.refused("reset of no domain", hyper::event_op(10, &mut Small(99, 0, 0)));
+    t.refused(
+        "reset of no domain",
+        hyper::event_op(10, &mut Small(99, 0, 0)),
+    );
     memory::take_upcall_pending();
     let (result, port) = events::bind_ipi(0);
     t.ok("channels after reset", result);

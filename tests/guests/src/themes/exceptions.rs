@@ -4,17 +4,17 @@
 //! Names end with the number of the advisory whose attack the check repeats.
 
 use crate::probe;
-use crate::rt::entry::{VECTOR_FAILSAFE, VECTOR_SYSCALL};
+use crate::rt::entry::VECTOR_FAILSAFE;
 use crate::rt::memory::{self, KERNEL_CS, KERNEL_SS, Page};
 use crate::rt::traps::{self, Frame, Trap};
-use crate::rt::user::{CODE, DATA, STACK, Space};
 use crate::rt::{cell::Racy, check::Checks, entry, events, hyper};
+use crate::themes::user_mode;
 use core::arch::asm;
 use core::sync::atomic::Ordering::Relaxed;
 use philoxen_abi::hypercall as nr;
 
 /// An address that is not canonical.
-const NOT_CANONICAL: u64 = 0x8000_0000_0000_0000;
+pub const NOT_CANONICAL: u64 = 0x8000_0000_0000_0000;
 
 /// Runs the theme.
 pub fn run(t: &mut Checks) {
@@ -26,13 +26,8 @@ pub fn run(t: &mut Checks) {
     nested(t);
     kernel_iret(t);
     flags_at_entry(t);
-    let space = Space::new();
-    system_calls(t, &space);
-    user_faults(t, &space);
-    segment_bases(t, &space);
-    bad_returns(t, &space);
     tables(t);
-    random_frames(t, &space);
+    user_mode::run(t);
 }
 
 fn code(trap: Option<Trap>) -> Option<(u64, u64)> {
@@ -41,7 +36,9 @@ fn code(trap: Option<Trap>) -> Option<(u64, u64)> {
 
 fn kernel_faults(t: &mut Checks) {
     // SAFETY: each instruction only faults.
-    let divide = unsafe { probe!(["xor edx, edx", "xor {0:e}, {0:e}", "div {0:e}"] out(reg) _, out("rax") _, out("rdx") _,) };
+    let divide = unsafe {
+        probe!(["xor edx, edx", "xor {0:e}, {0:e}", "div {0:e}"] out(reg) _, out("rax") _, out("rdx") _,)
+    };
     t.equal("divide error", code(divide), Some((0, 0)));
     // SAFETY: as above.
     let breakpoint = unsafe { probe!(["lea {0}, [rip + 3f]", "int3", "3:", "nop"] out(reg) _,) };
@@ -49,29 +46,55 @@ fn kernel_faults(t: &mut Checks) {
     let (next, at): (u64, u64);
     // SAFETY: as above.
     let trap = unsafe { probe!(["lea {0}, [rip + 3f]", "int3", "3:", "nop"] out(reg) next,) };
-    t.equal("breakpoint returns behind itself", trap.map(|trap| trap.frame.rip), Some(next));
+    t.equal(
+        "breakpoint returns behind itself",
+        trap.map(|trap| trap.frame.rip),
+        Some(next),
+    );
     // SAFETY: as above.
     let trap = unsafe { probe!(["lea {0}, [rip + 3f]", "3: ud2"] out(reg) at,) };
     t.equal("invalid opcode", code(trap), Some((6, 0)));
-    t.equal("invalid opcode at itself", trap.map(|trap| trap.frame.rip), Some(at));
-    t.equal("kernel code selector with RPL 0", trap.map(|trap| trap.frame.selector()), Some(KERNEL_CS & !3));
+    t.equal(
+        "invalid opcode at itself",
+        trap.map(|trap| trap.frame.rip),
+        Some(at),
+    );
+    t.equal(
+        "kernel code selector with RPL 0",
+        trap.map(|trap| trap.frame.selector()),
+        Some(KERNEL_CS & !3),
+    );
     // SAFETY: as above.
     let trap = unsafe { probe!(["mov {0}, [{0}]"] inout(reg) NOT_CANONICAL => _,) };
     t.equal("non-canonical address", code(trap), Some((13, 0)));
     // SAFETY: as above; the data segments are not used.
     let trap = unsafe { probe!(["mov ds, {0:e}"] in(reg) 0x1233_u64,) };
-    t.equal("selector behind the GDT's entries", code(trap), Some((13, 0x1230)));
+    t.equal(
+        "selector behind the GDT's entries",
+        code(trap),
+        Some((13, 0x1230)),
+    );
     // SAFETY: as above.
     let trap = unsafe { probe!(["mov ss, {0:e}"] in(reg) 0_u64,) };
-    t.equal("null stack selector", trap.map(|trap| trap.frame.vector), Some(13));
+    t.equal(
+        "null stack selector",
+        trap.map(|trap| trap.frame.vector),
+        Some(13),
+    );
     for number in 0..3 {
-        // SAFETY: as above.
         let trap = match number {
+            // SAFETY: as above.
             0 => unsafe { probe!(["lidt [{0}]"] in(reg) memory::start().address,) },
+            // SAFETY: as above.
             1 => unsafe { probe!(["ltr {0:x}"] in(reg) 0_u64,) },
+            // SAFETY: as above.
             _ => unsafe { probe!(["lldt {0:x}"] in(reg) 0x8_u64,) },
         };
-        t.equal("privileged instruction", trap.map(|trap| trap.frame.vector), Some(13));
+        t.equal(
+            "privileged instruction",
+            trap.map(|trap| trap.frame.vector),
+            Some(13),
+        );
     }
 }
 
@@ -88,18 +111,40 @@ fn page_faults(t: &mut Checks) {
     t.equal("write to nothing", report(write()), Some(((14, 2), place)));
     t.ok("read-only", page.protect());
     t.that("read of a read-only page", read().is_none());
-    t.equal("write to a read-only page", report(write()), Some(((14, 3), place)));
+    t.equal(
+        "write to a read-only page",
+        report(write()),
+        Some(((14, 3), place)),
+    );
     t.ok("restore", page.restore());
     t.that("write to a writable page", write().is_none());
-    t.equal("read across into nothing", report(across(page)), Some(((14, 0), page.0 + 4096)));
-    for address in [0, 0x1000, 0x7fff_ffff_f000, philoxen_abi::addr::HYPERVISOR_START + (3 << 40), u64::MAX - 4095] {
+    t.equal(
+        "read across into nothing",
+        report(across(page)),
+        Some(((14, 0), page.0 + 4096)),
+    );
+    for address in [
+        0,
+        0x1000,
+        0x7fff_ffff_f000,
+        philoxen_abi::addr::HYPERVISOR_START + (3 << 40),
+        u64::MAX - 4095,
+    ] {
         // SAFETY: as above.
         let trap = unsafe { probe!(["mov {0:l}, [{0}]"] inout(reg) address => _,) };
-        t.equal("address reported", trap.map(|trap| (trap.frame.vector, trap.cr2)), Some((14, address)));
+        t.equal(
+            "address reported",
+            trap.map(|trap| (trap.frame.vector, trap.cr2)),
+            Some((14, address)),
+        );
     }
     // SAFETY: as above.
     let trap = unsafe { probe!(["mov [{0}], {0}"] in(reg) philoxen_abi::addr::HYPERVISOR_START,) };
-    t.equal("write to the M2P table", trap.map(|trap| trap.frame.vector), Some(14));
+    t.equal(
+        "write to the M2P table",
+        trap.map(|trap| trap.frame.vector),
+        Some(14),
+    );
 }
 
 /// Reads a word that lies across the end of `page`, whose successor is unmapped for the time.
@@ -120,20 +165,34 @@ fn software_interrupts(t: &mut Checks) {
     let good = matches!(code(trap), Some((13, 0x182 | 0x302)));
     t.note("closed gate", good, &code(trap));
     for vector in [0x30, 0x60] {
-        t.ok("open the gate to the kernel", traps::set_gate(vector, 4 | 1, entry::address(vector)));
+        t.ok(
+            "open the gate to the kernel",
+            traps::set_gate(vector, 4 | 1, entry::address(vector)),
+        );
     }
     // SAFETY: as above.
     let trap = unsafe { probe!(["int 0x30"]) };
-    t.note("open gate", matches!(code(trap), Some((0x30 | 0x60, 0))), &code(trap));
+    t.note(
+        "open gate",
+        matches!(code(trap), Some((0x30 | 0x60, 0))),
+        &code(trap),
+    );
     for vector in [0x30, 0x60] {
-        t.ok("close the gate", traps::set_gate(vector, 4, entry::address(vector)));
+        t.ok(
+            "close the gate",
+            traps::set_gate(vector, 4, entry::address(vector)),
+        );
     }
     // SAFETY: as above.
     let trap = unsafe { probe!(["int 0x80"]) };
     t.equal("int 0x80", code(trap), Some((0x80, 0)));
     // SAFETY: as above.
     let trap = unsafe { probe!([".byte 0xcd, 3"]) };
-    t.note("two-byte int 3", trap.is_some_and(|trap| [3, 13].contains(&trap.frame.vector)), &code(trap));
+    t.note(
+        "two-byte int 3",
+        trap.is_some_and(|trap| [3, 13].contains(&trap.frame.vector)),
+        &code(trap),
+    );
 }
 
 static SEEN: Racy<[u64; 4]> = Racy::new([0; 4]);
@@ -144,7 +203,12 @@ fn look(frame: &mut Frame) -> bool {
         return false;
     }
     let end = core::ptr::from_ref(frame) as u64 + size_of::<Frame>() as u64;
-    SEEN.replace([end, frame.cs, frame.rflags, u64::from(memory::upcall_mask())]);
+    SEEN.replace([
+        end,
+        frame.cs,
+        frame.rflags,
+        u64::from(memory::upcall_mask()),
+    ]);
     frame.rip += 2;
     true
 }
@@ -196,7 +260,10 @@ fn masking(t: &mut Checks) {
     t.equal("mask before saved", cs >> 32 & 0xff, 0);
     t.equal("interrupt flag shows it", flags & 0x200, 0x200);
     t.equal("mask restored by iret", memory::upcall_mask(), 0);
-    t.ok("gate that does not mask", traps::set_gate(6, 0, entry::address(6)));
+    t.ok(
+        "gate that does not mask",
+        traps::set_gate(6, 0, entry::address(6)),
+    );
     let [.., mask] = raise(0, 0);
     t.equal("not masked on entry", mask, 0);
     memory::set_upcall_mask(1);
@@ -257,10 +324,18 @@ fn kernel_iret(t: &mut Checks) {
     let kernel = KERNEL_CS & !3;
     let plain = iret(0x202, 0, kernel, KERNEL_SS, None);
     t.that("plain return", plain.1.is_none());
-    t.equal("upcalls allowed by the interrupt flag", memory::upcall_mask(), 0);
+    t.equal(
+        "upcalls allowed by the interrupt flag",
+        memory::upcall_mask(),
+        0,
+    );
     let masked = iret(0x2, 0, kernel, KERNEL_SS, None);
     t.that("return with the interrupt flag clear", masked.1.is_none());
-    t.equal("upcalls masked by the interrupt flag", memory::upcall_mask(), 1);
+    t.equal(
+        "upcalls masked by the interrupt flag",
+        memory::upcall_mask(),
+        1,
+    );
     t.that("real interrupts stay on (202)", masked.0 & 0x200 != 0);
     let carry = iret(0x2 | 1 | 0x40 | 0x80 | 0x800, 0, kernel, KERNEL_SS, None);
     t.equal("arithmetic flags", carry.0 & 0x8c1, 0x8c1);
@@ -268,7 +343,13 @@ fn kernel_iret(t: &mut Checks) {
     t.equal("no real I/O privilege level", level.0 & 0x3000, 0);
     let nested = iret(0x4002, 0, kernel, KERNEL_SS, None);
     t.that("return with the nested-task flag (44)", nested.1.is_none());
-    let wild = iret(0x2 | 0x2_0000 | 0x1_0000 | 0x18_0000 | 0x20_0000, 0, kernel, KERNEL_SS, None);
+    let wild = iret(
+        0x2 | 0x2_0000 | 0x1_0000 | 0x18_0000 | 0x20_0000,
+        0,
+        kernel,
+        KERNEL_SS,
+        None,
+    );
     t.that("no virtual-8086 mode", wild.0 & 0x1a_0000 == 0);
     let step = iret(0x102, 0, kernel, KERNEL_SS, None);
     t.equal("single step after return", code(step.1), Some((1, 0)));
@@ -278,10 +359,20 @@ fn kernel_iret(t: &mut Checks) {
         for rip in [NOT_CANONICAL, 0x0000_8000_0000_0000, 0xffff_7fff_ffff_fff0] {
             let bad = iret(0x202, vgcf, kernel, KERNEL_SS, Some(rip));
             let vector = bad.1.map(|trap| trap.frame.vector);
-            t.note("non-canonical rip (7)", matches!(vector, Some(13 | 14 | VECTOR_FAILSAFE)), &vector);
+            t.note(
+                "non-canonical rip (7)",
+                matches!(vector, Some(13 | 14 | VECTOR_FAILSAFE)),
+                &vector,
+            );
         }
     }
-    for (cs, ss) in [(0x1230, KERNEL_SS), (kernel, 0x1233), (0x8, KERNEL_SS), (kernel, 0x18 | 3), (0xe000, KERNEL_SS)] {
+    for (cs, ss) in [
+        (0x1230, KERNEL_SS),
+        (kernel, 0x1233),
+        (0x8, KERNEL_SS),
+        (kernel, 0x18 | 3),
+        (0xe000, KERNEL_SS),
+    ] {
         let (_, trap) = iret(0x202, 0, cs, ss, None);
         let vector = trap.map(|trap| trap.frame.vector);
         let good = matches!(vector, None | Some(10..=13 | VECTOR_FAILSAFE));
@@ -305,7 +396,17 @@ fn flags_at_entry(t: &mut Checks) {
     }
     traps::hook(Some(inside));
     // SAFETY: the hook skips the ud2; the flags are put back.
-    unsafe { asm!("pushfq", "or qword ptr [rsp], 0x44000", "popfq", "ud2", "pushfq", "and dword ptr [rsp], 0xfffbbfff", "popfq") };
+    unsafe {
+        asm!(
+            "pushfq",
+            "or qword ptr [rsp], 0x44000",
+            "popfq",
+            "ud2",
+            "pushfq",
+            "and dword ptr [rsp], 0xfffbbfff",
+            "popfq"
+        )
+    };
     traps::hook(None);
     t.equal("handler without those flags", SEEN.get()[0] & 0x4_4100, 0);
     let before = hyper::call(nr::XEN_VERSION, [0; 5]);
@@ -317,168 +418,14 @@ fn flags_at_entry(t: &mut Checks) {
     t.equal("hypercall under the nested-task flag (44)", under, before);
 }
 
-fn system_calls(t: &mut Checks, space: &Space) {
-    // syscall; ud2
-    space.load(&[0x0f, 0x05, 0x0f, 0x0b]);
-    let mut frame = Space::frame();
-    (frame.rax, frame.rbx, frame.rdx, frame.rsi, frame.rdi) = (1, 2, 3, 4, 5);
-    (frame.rbp, frame.r8, frame.r9, frame.r10, frame.r12) = (6, 7, 8, 9, 10);
-    (frame.r13, frame.r14, frame.r15) = (11, 12, 13);
-    let back = space.run(&frame).frame;
-    t.equal("system call enters the kernel", back.vector, VECTOR_SYSCALL);
-    t.equal("number and arguments", [back.rax, back.rdi, back.rsi, back.rdx, back.r10, back.r8], [1, 5, 4, 3, 9, 7]);
-    let rest = [back.rbx, back.rbp, back.r9, back.r12, back.r13, back.r14, back.r15];
-    t.equal("other registers", rest, [2, 6, 8, 10, 11, 12, 13]);
-    t.equal("rip behind the instruction", back.rip, CODE + 2);
-    t.equal("rcx holds rip", back.rcx, CODE + 2);
-    t.equal("r11 holds the flags", back.r11 & !0x1_0000, back.rflags & !0x1_0000);
-    t.equal("user stack", back.rsp, STACK);
-    t.equal("user selectors", (back.selector() & 3, back.ss & 3), (3, 3));
-    t.equal("upcalls were allowed", back.saved_mask(), 0);
-    // Both ways back give the registers that were asked for.
-    for flags in [0, 0x100] {
-        let mut frame = Space::frame();
-        (frame.error, frame.rax, frame.rbx, frame.rdi) = (flags, 0xa, 0xb, 0xc);
-        (frame.rcx, frame.r11) = (0x1234, 0x5678);
-        space.load(&[0x0f, 0x0b]);
-        let back = space.run(&frame).frame;
-        t.equal("registers after iret", (back.vector, back.rax, back.rbx, back.rdi), (6, 0xa, 0xb, 0xc));
-        if flags == 0 {
-            t.equal("rcx and r11 after a full iret", (back.rcx, back.r11), (0x1234, 0x5678));
-        }
-    }
-    memory::set_upcall_mask(1);
-}
-
-fn user_faults(t: &mut Checks, space: &Space) {
-    let mut check = |name: &'static str, code: &[u8], want: (u64, u64)| {
-        space.load(code);
-        let trap = space.run(&Space::frame());
-        t.equal(name, trap.code(), want);
-        t.that("user mode named in the frame", trap.frame.from_user());
-        trap
-    };
-    check("user: ud2", &[0x0f, 0x0b], (6, 0));
-    check("user: int3", &[0xcc], (3, 0));
-    check("user: int 0x80", &[0xcd, 0x80], (0x80, 0));
-    check("user: hlt", &[0xf4], (13, 0));
-    check("user: cli", &[0xfa], (13, 0));
-    check("user: in", &[0xe4, 0x71], (13, 0));
-    check("user: out", &[0xe6, 0x80], (13, 0));
-    check("user: mov from cr0", &[0x0f, 0x20, 0xc0], (13, 0));
-    check("user: rdmsr", &[0x0f, 0x32], (13, 0));
-    check("user: wrmsr", &[0x0f, 0x30], (13, 0));
-    let trap = check("user: read at 0", &[0x8a, 0x04, 0x25, 0, 0, 0, 0], (14, 4));
-    t.equal("user: fault address", trap.cr2, 0);
-    let mut check = |name: &'static str, code: &[u8], want: (u64, u64)| {
-        space.load(code);
-        let trap = space.run(&Space::frame());
-        t.equal(name, trap.code(), want);
-        trap
-    };
-    check("user: write at 0", &[0x88, 0x04, 0x25, 0, 0, 0, 0], (14, 6));
-    // mov [CODE], al
-    check("user: write to read-only code", &[0x88, 0x04, 0x25, 0, 0, 0x40, 0], (14, 7));
-    // xor eax, eax; jmp rax
-    check("user: jump to 0", &[0x31, 0xc0, 0xff, 0xe0], (14, 0x14));
-    // mov rax, VIRT_BASE + 1 MiB (kernel code); mov al, [rax]
-    check("user: read of the kernel", &[0x48, 0xc7, 0xc0, 0, 0, 0x10, 0x80, 0x8a, 0x00], (14, 4));
-    // xor ecx, ecx; div ecx
-    check("user: divide error", &[0x31, 0xc9, 0xf7, 0xf1], (0, 0));
-    // mov rax, 1 << 63; mov rsp, rax; push rax. QEMU has #GP here where processors have #SS.
-    space.load(&[0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0x80, 0x48, 0x89, 0xc4, 0x50]);
-    let trap = space.run(&Space::frame());
-    t.note("user: push to a non-canonical stack", matches!(trap.code(), (12 | 13, 0)), &trap.code());
-    space.load(&[0xcd, 0x31]);
-    let trap = space.run(&Space::frame());
-    t.note("user: closed gate", matches!(trap.code(), (13, 0x18a | 0x312)), &trap.code());
-    space.load(&[0x90, 0x90, 0x0f, 0x0b]);
-    let mut frame = Space::frame();
-    frame.rflags |= 0x100;
-    let trap = space.run(&frame);
-    t.equal("user: single step", (trap.frame.vector, trap.frame.rip), (1, CODE + 1));
-    // Reads of what the kernel sees at the same addresses.
-    space.data.set_word(3, 0x5a5a);
-    space.load(&[0x48, 0x8b, 0x04, 0x25, 0x18, 0x10, 0x40, 0, 0x0f, 0x05]);
-    t.equal("user: reads its data", space.run(&Space::frame()).frame.rax, 0x5a5a);
-    let trap = user_reads(space, philoxen_abi::addr::HYPERVISOR_START + (1 << 40));
-    t.equal("user: hypervisor's memory", trap.frame.vector, 14);
-    let trap = user_reads(space, philoxen_abi::addr::HYPERVISOR_START + (3 << 40));
-    t.equal("user: hypervisor's direct map", trap.frame.vector, 14);
-}
-
-/// Reads `address` in user mode: the trap of the read, or that of the system call behind it.
-fn user_reads(space: &Space, address: u64) -> Trap {
-    // mov rax, [rbx]; syscall
-    space.load(&[0x48, 0x8b, 0x03, 0x0f, 0x05]);
-    let mut frame = Space::frame();
-    frame.rbx = address;
-    space.run(&frame)
-}
-
-fn segment_bases(t: &mut Checks, space: &Space) {
-    let kernel = Page::take();
-    kernel.set_word(1, 0x11);
-    space.data.set_word(1, 0x22);
-    space.data.set_word(2, 0x33);
-    let set = |which: u64, base: u64| hyper::call(nr::SET_SEGMENT_BASE, [which, base, 0, 0, 0]);
-    t.ok("FS base", set(0, DATA + 8));
-    t.ok("user GS base", set(1, DATA));
-    t.ok("kernel GS base", set(2, kernel.0));
-    let read = || {
-        let value: u64;
-        // SAFETY: the kernel's GS base is a test page.
-        unsafe { asm!("mov {0}, gs:[8]", out(reg) value) };
-        value
-    };
-    t.equal("kernel reads by GS", read(), 0x11);
-    // mov rax, gs:[8]; mov rbx, fs:[8]; syscall
-    space.load(&[0x65, 0x48, 0x8b, 0x04, 0x25, 8, 0, 0, 0, 0x64, 0x48, 0x8b, 0x1c, 0x25, 8, 0, 0, 0, 0x0f, 0x05]);
-    let back = space.run(&Space::frame()).frame;
-    t.equal("user reads by GS and FS", (back.rax, back.rbx), (0x22, 0x33));
-    t.equal("kernel reads by GS again", read(), 0x11);
-    for which in 0..3 {
-        t.refused("non-canonical base (193)", set(which, NOT_CANONICAL));
-        t.refused("almost canonical base (193)", set(which, 0x0000_8000_0000_0000));
-    }
-    t.refused("unknown base", set(9, 0));
-    t.equal("GS kept after refusals", read(), 0x11);
-    t.that("user GS selector 0", set(3, 0) == 0);
-    // A selector that cannot be loaded reads as null or is refused; the kernel's base stays.
-    set(3, 0x1233);
-    t.equal("kernel GS after a bad user selector", read(), 0x11);
-    t.ok("user GS selector back", set(3, 0));
-}
-
-fn bad_returns(t: &mut Checks, space: &Space) {
-    space.load(&[0x0f, 0x0b]);
-    let mut check = |name: &'static str, change: &dyn Fn(&mut Frame)| {
-        let mut frame = Space::frame();
-        change(&mut frame);
-        let trap = space.run(&frame);
-        let good = matches!(trap.frame.vector, 6 | 10..=14 | VECTOR_FAILSAFE);
-        t.note(name, good, &(trap.code(), trap.frame.rip));
-    };
-    for flags in [0, 0x100] {
-        check("user: non-canonical rip (7)", &|frame| (frame.error, frame.rip) = (flags, NOT_CANONICAL));
-        check("user: rip at the edge (7)", &|frame| (frame.error, frame.rip) = (flags, 0x0000_8000_0000_0000));
-        check("user: rip in the hypervisor", &|frame| (frame.error, frame.rip) = (flags, 0xffff_8080_0010_0000));
-        check("user: non-canonical stack", &|frame| (frame.error, frame.rsp) = (flags, NOT_CANONICAL));
-        check("user: stack in the hypervisor", &|frame| (frame.error, frame.rsp) = (flags, 0xffff_8180_0000_0000));
-        check("user: all flags", &|frame| (frame.error, frame.rflags) = (flags, u64::MAX & !0x100));
-    }
-    check("user: cs not there", &|frame| frame.cs = 0x1233);
-    check("user: cs null", &|frame| frame.cs = 3);
-    check("user: ss not there", &|frame| frame.ss = 0x1233);
-    check("user: cs is data", &|frame| frame.cs = KERNEL_SS);
-    check("user: hypervisor's selectors", &|frame| frame.cs = 0xe00b);
-    memory::set_upcall_mask(1);
-}
-
 fn tables(t: &mut Checks) {
     let far = philoxen_abi::addr::HYPERVISOR_START + (1 << 42);
     for place in [far, 0x1000, 1 << 47, u64::MAX - 7] {
-        t.equal("trap table at a bad place", hyper::call(nr::SET_TRAP_TABLE, [place, 0, 0, 0, 0]), -14);
+        t.equal(
+            "trap table at a bad place",
+            hyper::call(nr::SET_TRAP_TABLE, [place, 0, 0, 0, 0]),
+            -14,
+        );
     }
     for address in [NOT_CANONICAL, 0xffff_8080_0000_0000] {
         let result = traps::set_gate(0x41, 0, address);
@@ -487,10 +434,17 @@ fn tables(t: &mut Checks) {
     // SAFETY: a closed or open gate; either way it traps.
     let trap = unsafe { probe!(["int 0x41"]) };
     t.that("bad handler is not reached", trap.is_some());
-    t.ok("gate 0x41 as before", traps::set_gate(0x41, 4, entry::address(0x41)));
+    t.ok(
+        "gate 0x41 as before",
+        traps::set_gate(0x41, 4, entry::address(0x41)),
+    );
     let count = events::UPCALLS.load(Relaxed);
     t.equal("no upcall came by itself", count, 0);
-    for (which, name) in [(0, "event callback"), (1, "failsafe callback"), (2, "syscall callback")] {
+    for (which, name) in [
+        (0, "event callback"),
+        (1, "failsafe callback"),
+        (2, "syscall callback"),
+    ] {
         let mut good = [256, 257, 258].map(entry::address);
         let keep = good;
         good[which] = NOT_CANONICAL;
@@ -498,39 +452,30 @@ fn tables(t: &mut Checks) {
         let result = hyper::call(nr::SET_CALLBACKS, [event, failsafe, syscall, 0, 0]);
         t.note(name, (-4095..=0).contains(&result), &result);
         let [event, failsafe, syscall] = keep;
-        t.ok("callbacks back", hyper::call(nr::SET_CALLBACKS, [event, failsafe, syscall, 0, 0]));
+        t.ok(
+            "callbacks back",
+            hyper::call(nr::SET_CALLBACKS, [event, failsafe, syscall, 0, 0]),
+        );
     }
     for (kind, vector) in [(0, 256), (1, 257), (2, 258), (4, entry::VECTOR_NMI)] {
         let mut argument = [kind, entry::address(vector)];
-        t.ok("callback_op", hyper::call(nr::CALLBACK_OP, [0, hyper::address(&mut argument), 0, 0, 0]));
+        t.ok(
+            "callback_op",
+            hyper::call(nr::CALLBACK_OP, [0, hyper::address(&mut argument), 0, 0, 0]),
+        );
     }
-    t.refused("unknown callback", hyper::call(nr::CALLBACK_OP, [0, hyper::address(&mut [77_u64, 0]), 0, 0, 0]));
-    t.refused("event callback unregistered", hyper::call(nr::CALLBACK_OP, [1, hyper::address(&mut [0_u64, 0]), 0, 0, 0]));
-}
-
-/// Random frames into user mode: whatever they hold, the kernel hears of it.
-fn random_frames(t: &mut Checks, space: &Space) {
-    let mut random = crate::rt::random::Random(1);
-    space.load(&[0x0f, 0x0b]);
-    let mut wrong = 0;
-    for round in 0..2000 {
-        let mut frame = Space::frame();
-        let pick = [0, 1, 0x7fff_ffff_ffff, 0x8000_0000_0000, NOT_CANONICAL, 0xffff_8000_0000_0000, u64::MAX, CODE];
-        match random.below(6) {
-            0 => frame.rip = pick[random.below(8) as usize],
-            1 => frame.rsp = pick[random.below(8) as usize],
-            2 => frame.cs = random.next() & 0xffff | 3,
-            3 => frame.ss = random.next() & 0xffff,
-            4 => frame.rflags = random.next() & !0x100,
-            _ => frame.error = random.next(),
-        }
-        let trap = space.run(&frame);
-        let good = matches!(trap.frame.vector, 0 | 1 | 3 | 6 | 10..=14 | 17 | VECTOR_FAILSAFE);
-        if !good {
-            wrong += 1;
-            t.note("random frame", false, &(round, trap.code(), trap.frame.rip));
-        }
-    }
-    t.equal("random frames that came back oddly", wrong, 0);
-    memory::set_upcall_mask(1);
+    t.refused(
+        "unknown callback",
+        hyper::call(
+            nr::CALLBACK_OP,
+            [0, hyper::address(&mut [77_u64, 0]), 0, 0, 0],
+        ),
+    );
+    t.refused(
+        "event callback unregistered",
+        hyper::call(
+            nr::CALLBACK_OP,
+            [1, hyper::address(&mut [0_u64, 0]), 0, 0, 0],
+        ),
+    );
 }

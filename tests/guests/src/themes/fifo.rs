@@ -100,13 +100,24 @@ pub fn run(t: &mut Checks) {
 fn refusals(t: &mut Checks) {
     let page = Page::take();
     t.refused("array before the control block", expand(page.mfn()));
-    for frame in [1 << 35, u64::MAX, crate::themes::pagetypes::hypervisor_frame(), memory::root()] {
+    for frame in [
+        1 << 35,
+        u64::MAX,
+        crate::themes::pagetypes::hypervisor_frame(),
+        memory::root(),
+    ] {
         t.refused("control block in a bad frame", init_control(frame, 0, 0).0);
     }
     for offset in [1, 4, 4096, 4096 - 64, u32::MAX] {
-        t.refused("control block at a bad offset", init_control(page.mfn(), offset, 0).0);
+        t.refused(
+            "control block at a bad offset",
+            init_control(page.mfn(), offset, 0).0,
+        );
     }
-    t.refused("control block of no vCPU", init_control(page.mfn(), 0, 4000).0);
+    t.refused(
+        "control block of no vCPU",
+        init_control(page.mfn(), 0, 4000).0,
+    );
 }
 
 fn switch(t: &mut Checks) {
@@ -118,8 +129,14 @@ fn switch(t: &mut Checks) {
     t.equal("control block", (result, bits), (0, 17));
     CONTROL.replace(Some(page));
     events::set_scanner(scan);
-    t.refused("control block twice (188)", init_control(page.mfn(), 0, 0).0);
-    t.refused("control block elsewhere (188)", init_control(Page::take().mfn(), 64, 0).0);
+    t.refused(
+        "control block twice (188)",
+        init_control(page.mfn(), 0, 0).0,
+    );
+    t.refused(
+        "control block elsewhere (188)",
+        init_control(Page::take().mfn(), 64, 0).0,
+    );
     array.fill(u64::from(MASKED) | u64::from(MASKED) << 32);
     t.ok("event array", expand(array.mfn()));
     let mut pages = [None; 8];
@@ -133,7 +150,10 @@ fn switch(t: &mut Checks) {
     events::disable();
     t.ok("close", events::close(old));
     t.refused("array in a bad frame", expand(1 << 35));
-    t.refused("array in the hypervisor", expand(crate::themes::pagetypes::hypervisor_frame()));
+    t.refused(
+        "array in the hypervisor",
+        expand(crate::themes::pagetypes::hypervisor_frame()),
+    );
 }
 
 fn open(t: &mut Checks) -> u32 {
@@ -148,12 +168,20 @@ fn delivery(t: &mut Checks) {
     events::clear();
     t.ok("send", events::send(port));
     let word = event(port).load(SeqCst);
-    t.equal("pending and linked", word & (PENDING | LINKED), PENDING | LINKED);
+    t.equal(
+        "pending and linked",
+        word & (PENDING | LINKED),
+        PENDING | LINKED,
+    );
     t.that("queue ready", word_at(control().0).load(SeqCst) != 0);
     t.that("upcall pending", memory::upcall_pending() != 0);
     events::enable();
     t.equal("delivered", events::count(port), 1);
-    t.equal("word at rest", event(port).load(SeqCst) & (PENDING | LINKED), 0);
+    t.equal(
+        "word at rest",
+        event(port).load(SeqCst) & (PENDING | LINKED),
+        0,
+    );
     for n in 2..50 {
         t.ok("send again", events::send(port));
         t.equal("delivered again", events::count(port), n);
@@ -161,12 +189,19 @@ fn delivery(t: &mut Checks) {
     events::disable();
     let ports: [u32; 30] = core::array::from_fn(|_| open(t));
     events::clear();
-    ports.iter().for_each(|port| t.ok("send in order", events::send(*port)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("send in order", events::send(*port)));
     events::enable();
-    let kept = ports.iter().enumerate().all(|(n, port)| events::entry(n) == *port);
+    let kept = ports
+        .iter()
+        .enumerate()
+        .all(|(n, port)| events::entry(n) == *port);
     t.that("first in, first out", events::logged() == 30 && kept);
     events::disable();
-    ports.iter().for_each(|port| t.ok("close", events::close(*port)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("close", events::close(*port)));
     t.ok("close", events::close(port));
 }
 
@@ -179,9 +214,15 @@ fn priorities(t: &mut Checks) {
     t.refused("priority of a port out of range", set_priority(u32::MAX, 3));
     events::disable();
     events::clear();
-    ports.iter().for_each(|port| t.ok("send, lowest first", events::send(*port)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("send, lowest first", events::send(*port)));
     events::enable();
-    let sorted = ports.iter().rev().enumerate().all(|(n, port)| events::entry(n) == *port);
+    let sorted = ports
+        .iter()
+        .rev()
+        .enumerate()
+        .all(|(n, port)| events::entry(n) == *port);
     t.that("highest first", events::logged() == 16 && sorted);
     events::disable();
     // Changed while linked: delivered once by the old queue, later by the new one.
@@ -193,7 +234,9 @@ fn priorities(t: &mut Checks) {
     t.ok("send by the new queue", events::send(ports[0]));
     t.equal("delivered by the new queue", events::count(ports[0]), 2);
     events::disable();
-    ports.iter().for_each(|port| t.ok("close", events::close(*port)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("close", events::close(*port)));
 }
 
 fn masking(t: &mut Checks) {
@@ -224,7 +267,9 @@ fn masking(t: &mut Checks) {
 fn storm(t: &mut Checks) {
     let ports: [u32; 8] = core::array::from_fn(|_| open(t));
     let mut random = crate::rt::random::Random(9);
-    ports.iter().for_each(|port| t.ok("priority", set_priority(*port, random.below(16) as u32)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("priority", set_priority(*port, random.below(16) as u32)));
     events::clear();
     events::enable();
     let mut sent = 0;
@@ -235,9 +280,15 @@ fn storm(t: &mut Checks) {
             set_priority(port, random.below(16) as u32);
         }
     }
-    t.equal("every event delivered", (sent, events::logged()), (20_000, 20_000));
+    t.equal(
+        "every event delivered",
+        (sent, events::logged()),
+        (20_000, 20_000),
+    );
     events::disable();
-    ports.iter().for_each(|port| t.ok("close", events::close(*port)));
+    ports
+        .iter()
+        .for_each(|port| t.ok("close", events::close(*port)));
 }
 
 /// The array and the block are ours to write: rubbish in them may lose our events, nothing else.
@@ -260,7 +311,10 @@ fn corrupted_links(t: &mut Checks) {
         event(*port).store(MASKED, SeqCst);
         events::close(*port);
     });
-    t.that("alive", hyper::call(philoxen_abi::hypercall::XEN_VERSION, [0; 5]) > 0);
+    t.that(
+        "alive",
+        hyper::call(philoxen_abi::hypercall::XEN_VERSION, [0; 5]) > 0,
+    );
 }
 
 fn more_ports(t: &mut Checks) {
@@ -285,7 +339,10 @@ fn more_ports(t: &mut Checks) {
     t.equal("the last again", (result, port), (0, last));
     event(port).store(0, SeqCst);
     t.ok("send on a high port", events::send(port));
-    t.that("pending in its page", event(port).load(SeqCst) & PENDING != 0);
+    t.that(
+        "pending in its page",
+        event(port).load(SeqCst) & PENDING != 0,
+    );
     (1..=last).for_each(|port| {
         events::close(port);
     });
@@ -293,10 +350,16 @@ fn more_ports(t: &mut Checks) {
 
 fn again_after_reset(t: &mut Checks) {
     for _ in 0..3 {
-        t.ok("reset (343, 505)", hyper::event_op(10, &mut events::Small(u32::from(SELF), 0, 0)));
+        t.ok(
+            "reset (343, 505)",
+            hyper::event_op(10, &mut events::Small(u32::from(SELF), 0, 0)),
+        );
         HEADS.iter().for_each(|head| head.store(0, SeqCst));
         let (page, array) = (Page::take(), Page::take());
-        t.ok("control block after reset", init_control(page.mfn(), 64, 0).0);
+        t.ok(
+            "control block after reset",
+            init_control(page.mfn(), 64, 0).0,
+        );
         CONTROL.replace(Some(Page(page.0 + 64)));
         array.fill(0);
         t.ok("array after reset", expand(array.mfn()));

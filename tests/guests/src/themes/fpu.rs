@@ -65,10 +65,15 @@ fn clean_at_start(t: &mut Checks) {
     let page = Page::take();
     page.fill(u64::MAX);
     store(page);
-    t.that("vector registers start as zero", (0..32).all(|n| page.word(n) == 0));
+    t.that(
+        "vector registers start as zero",
+        (0..32).all(|n| page.word(n) == 0),
+    );
     let (mut control, mut status) = (0_u32, 0_u16);
     // SAFETY: stores control words.
-    unsafe { asm!("stmxcsr [{0}]", "fnstcw [{1}]", in(reg) &raw mut control, in(reg) &raw mut status) };
+    unsafe {
+        asm!("stmxcsr [{0}]", "fnstcw [{1}]", in(reg) &raw mut control, in(reg) &raw mut status)
+    };
     t.equal("MXCSR", control, 0x1f80);
     t.equal("x87 control word", status, 0x37f);
 }
@@ -85,17 +90,31 @@ fn survives(page: Page, seed: u64, action: impl FnOnce()) -> bool {
 
 fn kept(t: &mut Checks) {
     let page = Page::take();
-    t.that("over a hypercall", survives(page, 0x0123_4567_89ab_cdef, || {
-        hyper::call(nr::XEN_VERSION, [0; 5]);
-    }));
-    t.that("over console output", survives(page, 0x1111_2222_3333_4445, || crate::println!("GUEST-INFO fpu")));
-    t.that("over a fault", survives(page, 0xfedc_ba98_7654_3211, || {
-        crate::themes::pagetypes::try_read(0x1000);
-    }));
-    t.that("over an emulated instruction", survives(page, 0x9e37_79b9_7f4a_7c15, || {
-        // SAFETY: reads a control register, which is emulated.
-        unsafe { asm!("mov {0}, cr0", out(reg) _) };
-    }));
+    t.that(
+        "over a hypercall",
+        survives(page, 0x0123_4567_89ab_cdef, || {
+            hyper::call(nr::XEN_VERSION, [0; 5]);
+        }),
+    );
+    t.that(
+        "over console output",
+        survives(page, 0x1111_2222_3333_4445, || {
+            crate::println!("GUEST-INFO fpu")
+        }),
+    );
+    t.that(
+        "over a fault",
+        survives(page, 0xfedc_ba98_7654_3211, || {
+            crate::themes::pagetypes::try_read(0x1000);
+        }),
+    );
+    t.that(
+        "over an emulated instruction",
+        survives(page, 0x9e37_79b9_7f4a_7c15, || {
+            // SAFETY: reads a control register, which is emulated.
+            unsafe { asm!("mov {0}, cr0", out(reg) _) };
+        }),
+    );
     let (bound, port) = events::bind_virq(0, 0);
     t.ok("timer", bound);
     for round in 1..6 {
@@ -107,9 +126,12 @@ fn kept(t: &mut Checks) {
         });
         t.that("over a block", good);
     }
-    t.that("over a yield", survives(page, 3, || {
-        hyper::sched_op(0, &mut 0_u64);
-    }));
+    t.that(
+        "over a yield",
+        survives(page, 3, || {
+            hyper::sched_op(0, &mut 0_u64);
+        }),
+    );
     t.ok("close", events::close(port));
 }
 
@@ -142,9 +164,12 @@ fn task_switched(t: &mut Checks) {
     unsafe { asm!("mov {0}, cr0", "or {0}, 8", "mov cr0, {0}", out(reg) _) };
     store(page);
     t.equal("#NM after TS by CR0", NM.load(Relaxed), before + 1);
-    t.that("registers kept over TS", survives(Page::take(), 77, || {
-        hyper::call(nr::FPU_TASKSWITCH, [1, 0, 0, 0, 0]);
-    }));
+    t.that(
+        "registers kept over TS",
+        survives(Page::take(), 77, || {
+            hyper::call(nr::FPU_TASKSWITCH, [1, 0, 0, 0, 0]);
+        }),
+    );
 }
 
 /// The upper halves of the 256-bit registers, where the processor and the hypervisor offer them.
@@ -167,7 +192,10 @@ fn wide(t: &mut Checks) {
     let page = Page::take();
     // SAFETY: AVX is on; the page has room.
     unsafe { asm!("vmovups [{0}], ymm9", "vmovups [{0} + 32], ymm3", in(reg) page.0) };
-    t.that("upper halves start as zero", [2, 3, 6, 7].iter().all(|n| page.word(*n) == 0));
+    t.that(
+        "upper halves start as zero",
+        [2, 3, 6, 7].iter().all(|n| page.word(*n) == 0),
+    );
     (0..4).for_each(|n| page.set_word(n, 0x4242_0000 + n));
     // SAFETY: as above.
     unsafe { asm!("vmovups ymm9, [{0}]", in(reg) page.0) };
@@ -178,7 +206,10 @@ fn wide(t: &mut Checks) {
     events::disable();
     // SAFETY: as above.
     unsafe { asm!("vmovups [{0} + 64], ymm9", in(reg) page.0) };
-    t.that("upper halves kept over a block", (0..4).all(|n| page.word(8 + n) == page.word(n)));
+    t.that(
+        "upper halves kept over a block",
+        (0..4).all(|n| page.word(8 + n) == page.word(n)),
+    );
     t.ok("close", events::close(port));
 }
 

@@ -16,7 +16,13 @@ pub fn run(t: &mut Checks) {
 
 fn reservation(list: &mut [u64], order: u32) -> Reservation {
     let (extents, count) = (list.as_mut_ptr() as u64, list.len() as u64);
-    Reservation { extents, count, order, domid: hyper::SELF as u16, ..Reservation::default() }
+    Reservation {
+        extents,
+        count,
+        order,
+        domid: hyper::SELF as u16,
+        ..Reservation::default()
+    }
 }
 
 /// Gives the frames in `list` back: how many were taken.
@@ -52,8 +58,14 @@ fn balloon(t: &mut Checks) {
         t.equal("reservation sinks", current(), before - COUNT as i64);
         let gone = list.iter().all(|mfn| memory::m2p(*mfn) != pages.pfn());
         t.that("M2P forgets", gone);
-        t.refused("frame mapped after it was given back", pages.map(list[0], pte::RW));
-        t.refused("frame pinned after it was given back", mmuext_one(ext::PIN_L1, list[1], 0));
+        t.refused(
+            "frame mapped after it was given back",
+            pages.map(list[0], pte::RW),
+        );
+        t.refused(
+            "frame pinned after it was given back",
+            mmuext_one(ext::PIN_L1, list[1], 0),
+        );
         t.equal("frame given back twice", decrease(&mut list[..1]), 0);
         let mut wanted: [u64; COUNT] = core::array::from_fn(|n| pages.plus(n as u64).pfn());
         let taken = hyper::memory_op(6, &mut reservation(&mut wanted, 0));
@@ -72,7 +84,10 @@ fn balloon(t: &mut Checks) {
     t.ok("second mapping", window.map(page.mfn(), pte::RO));
     let mfn = page.mfn();
     let taken = decrease(&mut [mfn]);
-    t.that("mapped frame given back or refused", taken == 0 || taken == 1);
+    t.that(
+        "mapped frame given back or refused",
+        taken == 0 || taken == 1,
+    );
     t.equal("still readable", try_read(window.0), Some(42));
     t.ok("first mapping away", page.unmap());
     t.ok("second mapping away", window.unmap());
@@ -93,27 +108,59 @@ fn balloon_refusals(t: &mut Checks) {
     for mfn in [hypervisor_frame(), 1 << 35, u64::MAX] {
         t.equal("give back what is not ours", decrease(&mut [mfn]), 0);
     }
-    t.that("own root is not given away", decrease(&mut [memory::root()]) <= 1);
-    t.equal("root still there", try_read(memory::start().pt_base).is_some(), true);
+    t.that(
+        "own root is not given away",
+        decrease(&mut [memory::root()]) <= 1,
+    );
+    t.equal(
+        "root still there",
+        try_read(memory::start().pt_base).is_some(),
+        true,
+    );
     let far = philoxen_abi::addr::HYPERVISOR_START + (1 << 42);
     for cmd in [0, 1, 6] {
         for extents in [far, 1 << 47, 0x1000, u64::MAX - 7] {
-            let mut argument = Reservation { extents, count: 1, domid: hyper::SELF as u16, ..Reservation::default() };
-            t.that("list at a bad place", hyper::memory_op(cmd, &mut argument) <= 0);
+            let mut argument = Reservation {
+                extents,
+                count: 1,
+                domid: hyper::SELF as u16,
+                ..Reservation::default()
+            };
+            t.that(
+                "list at a bad place",
+                hyper::memory_op(cmd, &mut argument) <= 0,
+            );
         }
         let mut argument = reservation(&mut [page.mfn()], 0);
         argument.domid = 77;
-        t.that("for a domain not there", hyper::memory_op(cmd, &mut argument) <= 0);
+        t.that(
+            "for a domain not there",
+            hyper::memory_op(cmd, &mut argument) <= 0,
+        );
         let mut argument = reservation(&mut [page.pfn()], 63);
-        t.that("extents of 2^63 pages", hyper::memory_op(cmd, &mut argument) <= 0);
+        t.that(
+            "extents of 2^63 pages",
+            hyper::memory_op(cmd, &mut argument) <= 0,
+        );
         let mut argument = reservation(&mut [page.pfn()], 0);
         argument.count = u64::MAX;
-        t.that("2^64 - 1 extents", hyper::memory_op(cmd, &mut argument) <= 0);
+        t.that(
+            "2^64 - 1 extents",
+            hyper::memory_op(cmd, &mut argument) <= 0,
+        );
     }
-    t.equal("list of machine pages to a bad place", hyper::memory_op(5, &mut [1_u64, far, 0]), -14);
+    t.equal(
+        "list of machine pages to a bad place",
+        hyper::memory_op(5, &mut [1_u64, far, 0]),
+        -14,
+    );
     let lost = before - current();
     // The hypervisor may hand out a frame whose number it then cannot write; it may not lose more than was offered.
-    t.note("at most the frame that was offered is gone", (-16..=1).contains(&lost), &lost);
+    t.note(
+        "at most the frame that was offered is gone",
+        (-16..=1).contains(&lost),
+        &lost,
+    );
 }
 
 fn exchange(t: &mut Checks) {
@@ -124,11 +171,16 @@ fn exchange(t: &mut Checks) {
     let mut given: [u64; COUNT] = core::array::from_fn(|n| pages.plus(n as u64).mfn());
     (0..COUNT as u64).for_each(|n| t.ok("unmap", pages.plus(n).unmap()));
     let mut wanted = [pages.pfn()];
-    let mut argument = Exchange::default();
-    argument.input = reservation(&mut given, 0);
-    argument.output = reservation(&mut wanted, ORDER);
+    let mut argument = Exchange {
+        input: reservation(&mut given, 0),
+        output: reservation(&mut wanted, ORDER),
+        exchanged: 0,
+    };
     argument.output.flags = 32;
-    t.ok("64 frames for 64 in a row", hyper::memory_op(11, &mut argument));
+    t.ok(
+        "64 frames for 64 in a row",
+        hyper::memory_op(11, &mut argument),
+    );
     t.equal("all exchanged", argument.exchanged, COUNT as u64);
     let first = wanted[0];
     t.equal("aligned", first % COUNT as u64, 0);
@@ -141,15 +193,25 @@ fn exchange(t: &mut Checks) {
         page.set_word(0, n);
     }
     t.equal("reservation unchanged", current(), before);
-    t.refused("old frame mapped", pages.map(given[0], pte::RO).min(-i64::from(given.contains(&first))));
+    t.refused(
+        "old frame mapped",
+        pages
+            .map(given[0], pte::RO)
+            .min(-i64::from(given.contains(&first))),
+    );
     // The other way: one extent for single frames.
     (0..COUNT as u64).for_each(|n| t.ok("unmap", pages.plus(n).unmap()));
     let mut given = [first];
     let mut wanted: [u64; COUNT] = core::array::from_fn(|n| pages.plus(n as u64).pfn());
-    let mut argument = Exchange::default();
-    argument.input = reservation(&mut given, ORDER);
-    argument.output = reservation(&mut wanted, 0);
-    t.ok("64 in a row for 64 frames", hyper::memory_op(11, &mut argument));
+    let mut argument = Exchange {
+        input: reservation(&mut given, ORDER),
+        output: reservation(&mut wanted, 0),
+        exchanged: 0,
+    };
+    t.ok(
+        "64 in a row for 64 frames",
+        hyper::memory_op(11, &mut argument),
+    );
     t.equal("the one exchanged", argument.exchanged, 1);
     for (n, mfn) in wanted.iter().enumerate() {
         let page = pages.plus(n as u64);
@@ -166,31 +228,60 @@ fn exchange_refusals(t: &mut Checks) {
     let own = page.mfn();
     let attempt = |change: &dyn Fn(&mut Exchange)| {
         let (mut given, mut wanted) = ([own], [page.pfn()]);
-        let mut argument = Exchange::default();
-        argument.input = reservation(&mut given, 0);
-        argument.output = reservation(&mut wanted, 0);
+        let mut argument = Exchange {
+            input: reservation(&mut given, 0),
+            output: reservation(&mut wanted, 0),
+            exchanged: 0,
+        };
         change(&mut argument);
         hyper::memory_op(11, &mut argument)
     };
     let far = philoxen_abi::addr::HYPERVISOR_START;
-    for place in [far, far + (1 << 42), 1 << 47, u64::MAX - 7, 0xffff_87ff_ffff_fff8] {
-        t.refused("input list at a bad place (29)", attempt(&|x| x.input.extents = place));
-        t.refused("output list at a bad place (29)", attempt(&|x| x.output.extents = place));
+    for place in [
+        far,
+        far + (1 << 42),
+        1 << 47,
+        u64::MAX - 7,
+        0xffff_87ff_ffff_fff8,
+    ] {
+        t.refused(
+            "input list at a bad place (29)",
+            attempt(&|x| x.input.extents = place),
+        );
+        t.refused(
+            "output list at a bad place (29)",
+            attempt(&|x| x.output.extents = place),
+        );
     }
     let wrap = far.wrapping_sub(memory::start().address) / 8;
-    t.refused("progress that leads elsewhere (212)", attempt(&|x| x.exchanged = wrap));
+    t.refused(
+        "progress that leads elsewhere (212)",
+        attempt(&|x| x.exchanged = wrap),
+    );
     t.refused("progress beyond the end", attempt(&|x| x.exchanged = 2));
     t.refused("counts that do not match", attempt(&|x| x.output.count = 2));
     t.refused("orders that do not match", attempt(&|x| x.output.order = 1));
-    t.refused("orders that overflow", attempt(&|x| (x.input.order, x.output.order) = (64, 64)));
-    t.refused("counts that overflow", attempt(&|x| (x.input.count, x.output.count) = (u64::MAX, u64::MAX)));
+    t.refused(
+        "orders that overflow",
+        attempt(&|x| (x.input.order, x.output.order) = (64, 64)),
+    );
+    t.refused(
+        "counts that overflow",
+        attempt(&|x| (x.input.count, x.output.count) = (u64::MAX, u64::MAX)),
+    );
     t.refused("two domains", attempt(&|x| x.output.domid = 1));
-    t.refused("no such domain", attempt(&|x| (x.input.domid, x.output.domid) = (99, 99)));
+    t.refused(
+        "no such domain",
+        attempt(&|x| (x.input.domid, x.output.domid) = (99, 99)),
+    );
     let foreign = [hypervisor_frame(), 1 << 35, u64::MAX, memory::root()];
     for mfn in foreign {
         let list = [mfn];
         let place = list.as_ptr() as u64;
-        t.refused("frame that cannot be given", attempt(&|x| x.input.extents = place));
+        t.refused(
+            "frame that cannot be given",
+            attempt(&|x| x.input.extents = place),
+        );
     }
     let result = attempt(&|x| x.output.flags = 13);
     t.refused("address limit that nothing meets", result);

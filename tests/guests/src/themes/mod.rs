@@ -10,9 +10,13 @@ mod exceptions;
 mod fifo;
 mod fpu;
 mod hypercalls;
+mod mappings;
 mod memory_ops;
 mod pagetypes;
+mod smp;
+mod table_writes;
 mod timers;
+mod user_mode;
 
 pub use boot::early;
 
@@ -32,6 +36,7 @@ pub const THEMES: &[Theme] = &[
     ("emulation", emulation::run),
     ("hypercalls", hypercalls::run),
     ("fpu", fpu::run),
+    ("smp", smp::run),
     ("crash-unmapped-stack", crash::unmapped_stack),
     ("crash-hypervisor-stack", crash::hypervisor_stack),
     ("crash-m2p-stack", crash::m2p_stack),

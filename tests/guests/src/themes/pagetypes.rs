@@ -3,11 +3,11 @@
 //!
 //! Names end with the number of the advisory whose attack the check repeats.
 
-use crate::rt::hyper::{self, MmuExt, MmuUpdate, ext, mmu_one, mmu_update, mmuext, mmuext_one};
+use crate::probe;
+use crate::rt::check::Checks;
+use crate::rt::hyper::{self, ext, mmu_one, mmuext_one};
 use crate::rt::memory::{self, Page, pte, root, walk};
-use crate::rt::{check::Checks, random::Random};
-use crate::{probe, themes::memory_ops};
-use philoxen_abi::hypercall as nr;
+use crate::themes::{mappings, memory_ops};
 
 /// Runs the theme.
 pub fn run(t: &mut Checks) {
@@ -19,17 +19,7 @@ pub fn run(t: &mut Checks) {
     reserved_slots(t);
     large_pages(t);
     recursive_tables(t);
-    batches(t);
-    accessed_and_dirty(t);
-    machine_to_phys(t);
-    va_mapping(t);
-    base_pointers(t);
-    descriptor_pages(t);
-    clear_and_copy(t);
-    device_frames(t);
-    handles(t);
-    many(t);
-    random_updates(t);
+    mappings::run(t);
     memory_ops::run(t);
 }
 
@@ -65,7 +55,10 @@ fn own_tables_stay_read_only(t: &mut Checks) {
         t.refused(name, mmu_one(window.pte_ma(), mfn << 12 | pte::RW));
         t.ok("read-only table", window.map(mfn, pte::RO));
         let evil = hypervisor_frame() << 12 | pte::RW;
-        t.that("bad entry written to a table", !try_write(window.0 + memory::index(window.0, 1) * 8, evil));
+        t.that(
+            "bad entry written to a table",
+            !try_write(window.0 + memory::index(window.0, 1) * 8, evil),
+        );
         t.refused("read-only table made writable", window.map(mfn, pte::RW));
     }
     t.ok("window given back", window.restore());
@@ -73,7 +66,10 @@ fn own_tables_stay_read_only(t: &mut Checks) {
 
 fn pins(t: &mut Checks) {
     let page = Page::take();
-    t.refused("pin a writable page", mmuext_one(ext::PIN_L1, page.mfn(), 0));
+    t.refused(
+        "pin a writable page",
+        mmuext_one(ext::PIN_L1, page.mfn(), 0),
+    );
     t.ok("protect", page.protect());
     t.ok("pin L1", mmuext_one(ext::PIN_L1, page.mfn(), 0));
     t.refused("pin L1 twice", mmuext_one(ext::PIN_L1, page.mfn(), 0));
@@ -84,15 +80,37 @@ fn pins(t: &mut Checks) {
     t.refused("unpin twice (58)", mmuext_one(ext::UNPIN, page.mfn(), 0));
     t.ok("unpinned page writable", page.restore());
     for level in [ext::PIN_L1, ext::PIN_L2, ext::PIN_L3, ext::PIN_L4] {
-        t.refused("pin a frame of the hypervisor", mmuext_one(level, hypervisor_frame(), 0));
-        t.refused("pin a frame that is not there", mmuext_one(level, 1 << 35, 0));
+        t.refused(
+            "pin a frame of the hypervisor",
+            mmuext_one(level, hypervisor_frame(), 0),
+        );
+        t.refused(
+            "pin a frame that is not there",
+            mmuext_one(level, 1 << 35, 0),
+        );
         t.refused("pin frame number all ones", mmuext_one(level, u64::MAX, 0));
-        t.refused("pin the root as something", if level == ext::PIN_L4 { -1 } else { mmuext_one(level, root(), 0) });
+        t.refused(
+            "pin the root as something",
+            if level == ext::PIN_L4 {
+                -1
+            } else {
+                mmuext_one(level, root(), 0)
+            },
+        );
     }
-    t.refused("unpin what is not pinned", mmuext_one(ext::UNPIN, page.mfn(), 0));
-    t.refused("unpin a frame that is not there", mmuext_one(ext::UNPIN, u64::MAX, 0));
+    t.refused(
+        "unpin what is not pinned",
+        mmuext_one(ext::UNPIN, page.mfn(), 0),
+    );
+    t.refused(
+        "unpin a frame that is not there",
+        mmuext_one(ext::UNPIN, u64::MAX, 0),
+    );
     t.refused("mark_super (167)", mmuext_one(ext::MARK_SUPER, 1 << 40, 0));
-    t.refused("unmark_super (167)", mmuext_one(ext::UNMARK_SUPER, u64::MAX, 0));
+    t.refused(
+        "unmark_super (167)",
+        mmuext_one(ext::UNMARK_SUPER, u64::MAX, 0),
+    );
     t.refused("unknown operation", mmuext_one(99, 0, 0));
 }
 
@@ -100,12 +118,21 @@ fn retype_waits_for_references(t: &mut Checks) {
     let (page, other) = (Page::take(), Page::take());
     t.ok("second writable mapping", other.map(page.mfn(), pte::RW));
     t.ok("first made read-only", page.protect());
-    t.refused("pin with a writable mapping left", mmuext_one(ext::PIN_L1, page.mfn(), 0));
+    t.refused(
+        "pin with a writable mapping left",
+        mmuext_one(ext::PIN_L1, page.mfn(), 0),
+    );
     t.ok("second made read-only", other.map(page.mfn(), pte::RO));
-    t.ok("pin without writable mappings", mmuext_one(ext::PIN_L1, page.mfn(), 0));
+    t.ok(
+        "pin without writable mappings",
+        mmuext_one(ext::PIN_L1, page.mfn(), 0),
+    );
     // A stale translation here would let us write anything into a live table.
     let evil = hypervisor_frame() << 12 | pte::RW;
-    t.that("no stale writable translation (241, 408)", !try_write(other.0 + 8, evil));
+    t.that(
+        "no stale writable translation (241, 408)",
+        !try_write(other.0 + 8, evil),
+    );
     t.equal("table unchanged", page.word(1), 0);
     t.ok("unpin", mmuext_one(ext::UNPIN, page.mfn(), 0));
     t.ok("restore other", other.restore());
@@ -117,8 +144,14 @@ fn retype_waits_for_references(t: &mut Checks) {
     t.ok("protect top", top.protect());
     t.ok("pin top", mmuext_one(ext::PIN_L4, top.mfn(), 0));
     t.refused("table under a pinned table made writable", third.restore());
-    t.refused("L3 under L4 pinned as L1", mmuext_one(ext::PIN_L1, third.mfn(), 0));
-    t.ok("L3 under L4 pinned too", mmuext_one(ext::PIN_L3, third.mfn(), 0));
+    t.refused(
+        "L3 under L4 pinned as L1",
+        mmuext_one(ext::PIN_L1, third.mfn(), 0),
+    );
+    t.ok(
+        "L3 under L4 pinned too",
+        mmuext_one(ext::PIN_L3, third.mfn(), 0),
+    );
     t.ok("unpin top", mmuext_one(ext::UNPIN, top.mfn(), 0));
     t.ok("top writable", top.restore());
     t.refused("L3 still pinned", third.restore());
@@ -127,7 +160,7 @@ fn retype_waits_for_references(t: &mut Checks) {
 }
 
 /// Tables of an address space, top first: slot 0 of each leads to the next, the last maps `leaf`.
-fn chain(leaf: u64) -> [Page; 4] {
+pub fn chain(leaf: u64) -> [Page; 4] {
     let tables: [Page; 4] = core::array::from_fn(|_| Page::take());
     for pair in tables.windows(2) {
         pair[0].set_word(0, pair[1].ma(0) | pte::RW);
@@ -141,30 +174,62 @@ fn levels(t: &mut Checks) {
     data.set_word(0, 0x1234_5678);
     let tables = chain(data.ma(0) | pte::RW);
     for (table, level) in tables.iter().zip([4, 3, 2, 1]) {
-        t.refused("pin with writable tables below", mmuext_one(level - 1, table.mfn(), 0));
+        t.refused(
+            "pin with writable tables below",
+            mmuext_one(level - 1, table.mfn(), 0),
+        );
     }
     for table in tables {
         t.ok("protect", table.protect());
     }
     let [top, third, second, first] = tables;
-    t.ok("pin L4 pins all levels", mmuext_one(ext::PIN_L4, top.mfn(), 0));
+    t.ok(
+        "pin L4 pins all levels",
+        mmuext_one(ext::PIN_L4, top.mfn(), 0),
+    );
     for table in [third, second, first] {
         t.refused("lower level writable", table.restore());
     }
     // The third-level table can be used in the live root as well, and mapped memory appears there.
     let slot = (root() << 12) + 7 * 8;
-    t.ok("L3 hung into the live root", mmu_one(slot, third.ma(0) | pte::RW));
-    t.equal("memory through the new slot", try_read(7 << 39), Some(0x1234_5678));
-    t.that("write through the new slot", try_write((7 << 39) + 8, 77) && data.word(1) == 77);
-    t.refused("L2 table in the root's slot", mmu_one(slot, second.ma(0) | pte::RW));
-    t.refused("L1 table in the root's slot", mmu_one(slot, first.ma(0) | pte::RW));
-    t.refused("data page in the root's slot", mmu_one(slot, data.ma(0) | pte::RW));
-    t.equal("slot unchanged by refusals", try_read(7 << 39), Some(0x1234_5678));
+    t.ok(
+        "L3 hung into the live root",
+        mmu_one(slot, third.ma(0) | pte::RW),
+    );
+    t.equal(
+        "memory through the new slot",
+        try_read(7 << 39),
+        Some(0x1234_5678),
+    );
+    t.that(
+        "write through the new slot",
+        try_write((7 << 39) + 8, 77) && data.word(1) == 77,
+    );
+    t.refused(
+        "L2 table in the root's slot",
+        mmu_one(slot, second.ma(0) | pte::RW),
+    );
+    t.refused(
+        "L1 table in the root's slot",
+        mmu_one(slot, first.ma(0) | pte::RW),
+    );
+    t.refused(
+        "data page in the root's slot",
+        mmu_one(slot, data.ma(0) | pte::RW),
+    );
+    t.equal(
+        "slot unchanged by refusals",
+        try_read(7 << 39),
+        Some(0x1234_5678),
+    );
     // An entry taken away in a lower table vanishes from every address space.
     t.ok("clear L1 entry", mmu_one(first.ma(0), 0));
     t.ok("flush", mmuext_one(ext::INVLPG_LOCAL, 7 << 39, 0));
     t.equal("cleared entry", try_read(7 << 39), None);
-    t.ok("set L1 entry again", mmu_one(first.ma(0), data.ma(0) | pte::RO));
+    t.ok(
+        "set L1 entry again",
+        mmu_one(first.ma(0), data.ma(0) | pte::RO),
+    );
     t.equal("entry set again", try_read((7 << 39) + 8), Some(77));
     t.that("entry is read-only", !try_write(7 << 39, 0));
     t.ok("clear L3 entry", mmu_one(third.ma(0), 0));
@@ -190,18 +255,39 @@ fn entries(t: &mut Checks) {
     ] {
         t.refused(name, mmu_one(ma, frame << 12 | pte::RW));
         t.refused(name, mmu_one(ma, frame << 12 | pte::RO));
-        t.refused(name, hyper::update_va_mapping(window.0, frame << 12 | pte::RW, 0));
+        t.refused(
+            name,
+            hyper::update_va_mapping(window.0, frame << 12 | pte::RW, 0),
+        );
     }
-    t.equal("entry unchanged by refusals", window.pte() & !(pte::A | pte::D), own & !(pte::A | pte::D));
+    t.equal(
+        "entry unchanged by refusals",
+        window.pte() & !(pte::A | pte::D),
+        own & !(pte::A | pte::D),
+    );
     t.refused("entry in a frame of the hypervisor", mmu_one(xen << 12, 0));
-    t.refused("entry of a frame that is not there (109)", mmu_one(1 << 47, 0));
+    t.refused(
+        "entry of a frame that is not there (109)",
+        mmu_one(1 << 47, 0),
+    );
     t.refused("entry at all ones", mmu_one(!3, 0));
     t.ok("no user bit", mmu_one(ma, page.ma(0) | pte::P | pte::W));
     t.ok("flush", mmuext_one(ext::INVLPG_LOCAL, window.0, 0));
     page.set_word(5, 55);
-    t.equal("kernel reaches a page without the user bit", try_read(window.0 + 40), Some(55));
-    t.ok("not present, any bits", mmu_one(ma, 0x7fff_ffff_ffff_fffe & !1));
-    t.equal("not present reads back", window.pte(), 0x7fff_ffff_ffff_fffe);
+    t.equal(
+        "kernel reaches a page without the user bit",
+        try_read(window.0 + 40),
+        Some(55),
+    );
+    t.ok(
+        "not present, any bits",
+        mmu_one(ma, 0x7fff_ffff_ffff_fffe & !1),
+    );
+    t.equal(
+        "not present reads back",
+        window.pte(),
+        0x7fff_ffff_ffff_fffe,
+    );
     t.ok("no execute", window.map(page.mfn(), pte::RW | pte::NX));
     window.fill(0xcccc_cccc_cccc_cccc);
     // SAFETY: a jump into a page that must not be executable and holds nothing but breakpoints; either way it traps.
@@ -224,18 +310,36 @@ fn reserved_slots(t: &mut Checks) {
     t.ok("protect", third.protect());
     for slot in [256, 257, 258, 264, 271] {
         let ma = (root() << 12) + slot * 8;
-        t.refused("table in a reserved slot", mmu_one(ma, third.ma(0) | pte::RW));
+        t.refused(
+            "table in a reserved slot",
+            mmu_one(ma, third.ma(0) | pte::RW),
+        );
         t.refused("reserved slot cleared", mmu_one(ma, 0));
-        t.refused("reserved slot rewritten", mmu_one(ma, memory::read(memory::start().pt_base + slot * 8) | pte::W));
+        t.refused(
+            "reserved slot rewritten",
+            mmu_one(
+                ma,
+                memory::read(memory::start().pt_base + slot * 8) | pte::W,
+            ),
+        );
     }
-    t.ok("slot behind the reserved ones", mmu_one((root() << 12) + 272 * 8, 0));
+    t.ok(
+        "slot behind the reserved ones",
+        mmu_one((root() << 12) + 272 * 8, 0),
+    );
     t.ok("restore", third.restore());
     // What a new top-level table holds in the reserved slots is the hypervisor's, whatever we put there.
     let top = Page::take();
     (256..272).for_each(|slot| top.set_word(slot, 0xdead_0000 | pte::RW));
     t.ok("protect top", top.protect());
-    t.ok("pin with rubbish in the reserved slots", mmuext_one(ext::PIN_L4, top.mfn(), 0));
-    t.that("rubbish is gone", (256..272).all(|slot| top.word(slot) & pte::FRAME != 0xdead_0000));
+    t.ok(
+        "pin with rubbish in the reserved slots",
+        mmuext_one(ext::PIN_L4, top.mfn(), 0),
+    );
+    t.that(
+        "rubbish is gone",
+        (256..272).all(|slot| top.word(slot) & pte::FRAME != 0xdead_0000),
+    );
     t.ok("unpin", mmuext_one(ext::UNPIN, top.mfn(), 0));
     t.ok("restore top", top.restore());
 }
@@ -244,28 +348,55 @@ fn large_pages(t: &mut Checks) {
     let page = Page::take();
     let second = walk(page.0, 2);
     let third = walk(page.0, 3);
-    t.refused("large page bit on a live L2 entry (148)", mmu_one(second.ma, second.value | pte::PSE));
-    t.refused("large page and writable (148)", mmu_one(second.ma, second.value | pte::PSE | pte::RW));
-    t.refused("large page over our tables (148)", mmu_one(second.ma, root() << 12 & !0x1f_ffff | pte::PSE | pte::RW));
-    t.refused("large page at L3", mmu_one(third.ma, third.value | pte::PSE));
+    t.refused(
+        "large page bit on a live L2 entry (148)",
+        mmu_one(second.ma, second.value | pte::PSE),
+    );
+    t.refused(
+        "large page and writable (148)",
+        mmu_one(second.ma, second.value | pte::PSE | pte::RW),
+    );
+    t.refused(
+        "large page over our tables (148)",
+        mmu_one(second.ma, root() << 12 & !0x1f_ffff | pte::PSE | pte::RW),
+    );
+    t.refused(
+        "large page at L3",
+        mmu_one(third.ma, third.value | pte::PSE),
+    );
     let top = walk(page.0, 4);
     t.refused("large page at L4", mmu_one(top.ma, top.value | pte::PSE));
     let table = Page::take();
     table.set_word(0, page.mfn() << 12 & !0x1f_ffff | pte::PSE | pte::RW);
     t.ok("protect", table.protect());
-    t.refused("pin L2 with a large page", mmuext_one(ext::PIN_L2, table.mfn(), 0));
-    t.refused("pin L3 with a large page", mmuext_one(ext::PIN_L3, table.mfn(), 0));
+    t.refused(
+        "pin L2 with a large page",
+        mmuext_one(ext::PIN_L2, table.mfn(), 0),
+    );
+    t.refused(
+        "pin L3 with a large page",
+        mmuext_one(ext::PIN_L3, table.mfn(), 0),
+    );
     t.ok("restore", table.restore());
 }
 
 fn recursive_tables(t: &mut Checks) {
     let slot = (root() << 12) + 9 * 8;
-    t.refused("writable self map of the root (182)", mmu_one(slot, root() << 12 | pte::RW));
+    t.refused(
+        "writable self map of the root (182)",
+        mmu_one(slot, root() << 12 | pte::RW),
+    );
     // A read-only one is a matter of policy; a writable one behind it is not.
     if mmu_one(slot, root() << 12 | pte::RO) == 0 {
-        t.refused("self map flipped to writable (182)", mmu_one(slot, root() << 12 | pte::RW));
-        let alias = 9 << 39 | 9 << 30 | 9 << 21 | 9 << 12 | 9 * 8;
-        t.that("write through the self map", !try_write(alias, root() << 12 | pte::RW));
+        t.refused(
+            "self map flipped to writable (182)",
+            mmu_one(slot, root() << 12 | pte::RW),
+        );
+        let alias = (9 << 39) | (9 << 30) | (9 << 21) | (9 << 12) | (9 * 8);
+        t.that(
+            "write through the self map",
+            !try_write(alias, root() << 12 | pte::RW),
+        );
         t.ok("self map removed", mmu_one(slot, 0));
     }
     // Two tables that name each other (240): whatever is answered, both can be got rid of.
@@ -274,7 +405,11 @@ fn recursive_tables(t: &mut Checks) {
     two.set_word(0, one.ma(0) | pte::RO);
     t.ok("protect one", one.protect());
     t.ok("protect two", two.protect());
-    for (name, pin) in [("mutual L2", ext::PIN_L2), ("mutual L3", ext::PIN_L3), ("mutual L4 (240)", ext::PIN_L4)] {
+    for (name, pin) in [
+        ("mutual L2", ext::PIN_L2),
+        ("mutual L3", ext::PIN_L3),
+        ("mutual L4 (240)", ext::PIN_L4),
+    ] {
         if mmuext_one(pin, one.mfn(), 0) == 0 {
             t.ok(name, mmuext_one(ext::UNPIN, one.mfn(), 0));
         }
@@ -285,274 +420,10 @@ fn recursive_tables(t: &mut Checks) {
     own.set_word(1, own.ma(0) | pte::RW);
     t.ok("protect own", own.protect());
     for pin in [ext::PIN_L1, ext::PIN_L2, ext::PIN_L3, ext::PIN_L4] {
-        t.refused("table that maps itself writable", mmuext_one(pin, own.mfn(), 0));
+        t.refused(
+            "table that maps itself writable",
+            mmuext_one(pin, own.mfn(), 0),
+        );
     }
     t.ok("own writable again", own.restore());
-}
-
-fn batches(t: &mut Checks) {
-    let window = Page::take_many(3);
-    let page = Page::take();
-    let good = |n: u64| MmuUpdate { ptr: window.plus(n).pte_ma(), val: page.ma(0) | pte::RO };
-    let bad = MmuUpdate { ptr: window.plus(1).pte_ma(), val: hypervisor_frame() << 12 | pte::RO };
-    t.equal("three good", mmu_update(&mut [good(0), good(1), good(2)], hyper::SELF), (0, 3));
-    let (result, done) = mmu_update(&mut [good(0), bad, good(2)], hyper::SELF);
-    t.refused("bad in the middle", result);
-    t.equal("one done before it", done, 1);
-    t.equal("none", mmu_update(&mut [], hyper::SELF), (0, 0));
-    let (result, done) = mmu_update(&mut [good(0)], 5);
-    t.refused("domain that is not there", result);
-    t.that("nothing done for it", done == 0 || done == u32::MAX);
-    let flush = MmuExt { cmd: ext::TLB_FLUSH_LOCAL, ..MmuExt::default() };
-    let wrong = MmuExt { cmd: ext::PIN_L1, arg1: hypervisor_frame(), ..MmuExt::default() };
-    t.equal("two flushes", mmuext(&mut [flush, flush], hyper::SELF), (0, 2));
-    let (result, done) = mmuext(&mut [flush, wrong, flush], hyper::SELF);
-    t.refused("bad operation in the middle", result);
-    t.equal("one operation done before it", done, 1);
-    for n in 0..3 {
-        t.ok("restore", window.plus(n).restore());
-    }
-    let none = hyper::call(nr::MMU_UPDATE, [0, 0, 0, hyper::SELF, 0]);
-    t.ok("no requests, no pointers", none);
-    t.equal("requests at null", hyper::call(nr::MMU_UPDATE, [0, 1, 0, hyper::SELF, 0]), -14);
-}
-
-fn accessed_and_dirty(t: &mut Checks) {
-    let window = Page::take();
-    window.set_word(0, 1);
-    let (ma, frame) = (window.pte_ma(), window.ma(0));
-    t.equal("used page is accessed and dirty", window.pte() & 0x60, 0x60);
-    t.ok("preserve_ad", mmu_one(ma | 2, frame | pte::P | pte::W | pte::U));
-    t.equal("accessed and dirty kept", window.pte() & 0x60, 0x60);
-    t.ok("normal update", mmu_one(ma, frame | pte::P | pte::W | pte::U));
-    t.equal("accessed and dirty replaced", window.pte() & 0x60, 0);
-    t.ok("flush", mmuext_one(ext::TLB_FLUSH_LOCAL, 0, 0));
-    window.set_word(0, 2);
-    t.equal("set by the processor again", window.pte() & 0x60, 0x60);
-    t.ok("not translated", mmu_one(ma | 3, frame | pte::RW));
-}
-
-fn machine_to_phys(t: &mut Checks) {
-    let page = Page::take();
-    let (mfn, pfn) = (page.mfn(), page.pfn());
-    t.ok("machphys", mmu_one(mfn << 12 | 1, 0x5555));
-    t.equal("machphys written", memory::m2p(mfn), 0x5555);
-    t.ok("machphys back", mmu_one(mfn << 12 | 1, pfn));
-    t.refused("machphys of the hypervisor's frame", mmu_one(hypervisor_frame() << 12 | 1, 1));
-    t.refused("machphys of no frame", mmu_one(1 << 47 | 1, 1));
-    for _ in 0..300 {
-        t.ok("machphys often (113)", mmu_one(mfn << 12 | 1, pfn));
-        t.refused("machphys for a domain not there", mmu_update(&mut [MmuUpdate { ptr: mfn << 12 | 1, val: pfn }], 5).0);
-    }
-    let before = hyper::memory_op(3, &mut 0x7ff0_u64);
-    t.ok("unmap", page.unmap());
-    t.equal("given back", memory_ops::decrease(&mut [mfn]), 1);
-    t.equal("no reference was left (113)", hyper::memory_op(3, &mut 0x7ff0_u64), before - 1);
-    t.that("taken again", memory_ops::repopulate(page));
-}
-
-fn va_mapping(t: &mut Checks) {
-    let (window, one, two) = (Page::take(), Page::take(), Page::take());
-    one.fill(1);
-    two.fill(2);
-    for flags in [1, 2, 4 | 1, 4 | 2] {
-        t.ok("map one", hyper::update_va_mapping(window.0, one.ma(0) | pte::RW, flags));
-        t.equal("one visible", try_read(window.0), Some(1));
-        t.ok("map two", hyper::update_va_mapping(window.0, two.ma(0) | pte::RW, flags));
-        t.equal("two visible", try_read(window.0), Some(2));
-        t.ok("unmap", hyper::update_va_mapping(window.0, 0, flags));
-        t.equal("unmapped", try_read(window.0), None);
-    }
-    let mut everybody = u64::MAX;
-    for kind in [1, 2] {
-        let flags = hyper::address(&mut everybody) | kind;
-        t.ok("flush by a set of vCPUs", hyper::update_va_mapping(window.0, one.ma(0) | pte::RW, flags));
-    }
-    for cmd in [ext::TLB_FLUSH_MULTI, ext::INVLPG_MULTI] {
-        t.ok("flush operation by a set of vCPUs", mmuext_one(cmd, window.0, hyper::address(&mut everybody)));
-        t.refused("set of vCPUs at a bad place", mmuext_one(cmd, window.0, philoxen_abi::addr::HYPERVISOR_START + (1 << 42)));
-    }
-    for cmd in [ext::TLB_FLUSH_ALL, ext::INVLPG_ALL] {
-        t.ok("flush all", mmuext_one(cmd, window.0, 0));
-    }
-    for address in [0, 1 << 46, 0x8000_0000_0000, 0xffff_8000_0000_0000, 0xffff_8300_0000_0000, 0xffff_87ff_ffff_f000] {
-        t.refused("address that is not ours to map", hyper::update_va_mapping(address, one.ma(0) | pte::RW, 0));
-        t.refused("address that is not ours to clear", hyper::update_va_mapping(address, 0, 0));
-    }
-    t.ok("invlpg of a bad address (279)", mmuext_one(ext::INVLPG_LOCAL, 0x8000_0000_0000_0000, 0).min(0));
-    t.ok("restore", window.restore());
-}
-
-fn base_pointers(t: &mut Checks) {
-    let page = Page::take();
-    for cmd in [ext::NEW_BASEPTR, ext::NEW_USER_BASEPTR] {
-        t.refused("writable page as root", mmuext_one(cmd, page.mfn(), 0));
-        t.refused("L3 table as root", mmuext_one(cmd, walk(page.0, 4).mfn(), 0));
-        t.refused("hypervisor's frame as root", mmuext_one(cmd, hypervisor_frame(), 0));
-        t.refused("frame not there as root", mmuext_one(cmd, 1 << 35, 0));
-    }
-    t.ok("same root again", mmuext_one(ext::NEW_BASEPTR, root(), 0));
-    t.ok("no user root", mmuext_one(ext::NEW_USER_BASEPTR, 0, 0));
-    // A copy of the root works as one, and the first can be unpinned, pinned and used again meanwhile.
-    let copy = Page::take();
-    (0..512).for_each(|slot| copy.set_word(slot, memory::read(memory::start().pt_base + slot * 8)));
-    t.ok("protect", copy.protect());
-    t.ok("unpinned table as root", mmuext_one(ext::NEW_BASEPTR, copy.mfn(), 0));
-    page.set_word(0, 99);
-    t.equal("memory under the copy", page.word(0), 99);
-    t.refused("root in use made writable", copy.restore());
-    t.refused("root in use pinned as L1", mmuext_one(ext::PIN_L1, copy.mfn(), 0));
-    t.ok("unpin the first root", mmuext_one(ext::UNPIN, root(), 0));
-    t.ok("first root again", mmuext_one(ext::NEW_BASEPTR, root(), 0));
-    t.ok("pin the first root", mmuext_one(ext::PIN_L4, root(), 0));
-    t.ok("copy writable", copy.restore());
-    let user = chain(0);
-    user.iter().for_each(|table| t.ok("protect", table.protect()));
-    t.ok("user root", mmuext_one(ext::NEW_USER_BASEPTR, user[0].mfn(), 0));
-    t.refused("user root in use made writable", user[0].restore());
-    t.ok("user root removed", mmuext_one(ext::NEW_USER_BASEPTR, 0, 0));
-    user.iter().for_each(|table| t.ok("restore", table.restore()));
-}
-
-fn descriptor_pages(t: &mut Checks) {
-    let page = Page::take();
-    let mut frame = page.mfn();
-    let set = |count: u64, frame: &mut u64| hyper::call(nr::SET_GDT, [hyper::address(frame), count, 0, 0, 0]);
-    t.refused("writable page as GDT", set(512, &mut frame));
-    t.ok("protect", page.protect());
-    t.ok("GDT", set(512, &mut frame));
-    t.refused("GDT page made writable (214)", page.restore());
-    t.refused("GDT page as L1 table", mmuext_one(ext::PIN_L1, page.mfn(), 0));
-    t.ok("GDT removed", set(0, &mut frame));
-    t.ok("page writable", page.restore());
-    for bad in [hypervisor_frame(), 1 << 35, u64::MAX, root()] {
-        t.refused("GDT in a frame that is none of ours", set(512, &mut { bad }));
-    }
-}
-
-fn clear_and_copy(t: &mut Checks) {
-    let (from, to) = (Page::take(), Page::take());
-    from.fill(0xabcd);
-    t.ok("copy page", mmuext_one(ext::COPY_PAGE, to.mfn(), from.mfn()));
-    t.that("copied", (0..512).all(|n| to.word(n) == 0xabcd));
-    t.ok("clear page", mmuext_one(ext::CLEAR_PAGE, to.mfn(), 0));
-    t.that("cleared", (0..512).all(|n| to.word(n) == 0));
-    for table in [root(), walk(to.0, 2).mfn(), hypervisor_frame(), 1 << 35] {
-        t.refused("clear a table", mmuext_one(ext::CLEAR_PAGE, table, 0));
-        t.refused("copy over a table", mmuext_one(ext::COPY_PAGE, table, from.mfn()));
-    }
-    t.refused("copy from the hypervisor", mmuext_one(ext::COPY_PAGE, to.mfn(), hypervisor_frame()));
-}
-
-/// Domain 0 may map devices, but not those that are the hypervisor's.
-fn device_frames(t: &mut Checks) {
-    let window = Page::take();
-    t.ok("VGA memory", window.map(0xb8, pte::RW));
-    t.ok("firmware", window.map(0xf0, pte::RO));
-    t.that("firmware readable", try_read(window.0).is_some());
-    t.refused("local APIC", window.map(0xfee00, pte::RW));
-    let mapped = window.map(0xfec00, pte::RW) == 0;
-    t.that("I/O APIC not writable", !mapped || window.pte() & pte::W == 0);
-    let io = |mfn: u64| {
-        let request = MmuUpdate { ptr: window.pte_ma(), val: mfn << 12 | pte::RW };
-        mmu_update(&mut [request], hyper::IO).0
-    };
-    t.ok("VGA memory as DOMID_IO", io(0xb8));
-    t.refused("RAM as DOMID_IO", io(Page::take().mfn()));
-    t.ok("restore", window.restore());
-    for bits in [0x8, 0x10, 0x18] {
-        t.ok("cached otherwise (154, 402)", window.map(window.mfn(), pte::RW | bits));
-        t.refused("table cached otherwise and writable", window.map(root(), pte::RW | bits));
-    }
-    t.ok("restore", window.restore());
-}
-
-fn handles(t: &mut Checks) {
-    let far = philoxen_abi::addr::HYPERVISOR_START;
-    for address in [far, far + (1 << 42), 0x1000, 1 << 47, u64::MAX - 7, 0xffff_87ff_ffff_fff8] {
-        t.equal("mmu_update from a bad place", hyper::call(nr::MMU_UPDATE, [address, 1, 0, hyper::SELF, 0]), expected(address));
-        t.equal("mmuext_op from a bad place", hyper::call(nr::MMUEXT_OP, [address, 1, 0, hyper::SELF, 0]), expected(address));
-    }
-    let mut flush = MmuExt { cmd: ext::TLB_FLUSH_LOCAL, ..MmuExt::default() };
-    for address in [far, far + (1 << 42), 0x1000, 0xffff_87ff_ffff_fffc] {
-        let args = [hyper::address(&mut flush), 1, address, hyper::SELF, 0];
-        t.that("count to a bad place does no harm", hyper::call(nr::MMUEXT_OP, args) <= 0);
-    }
-}
-
-/// The machine-to-phys table itself is readable for us, but no place to take arguments from.
-fn expected(_address: u64) -> i64 {
-    -14
-}
-
-fn many(t: &mut Checks) {
-    let page = Page::take();
-    t.ok("protect", page.protect());
-    let failures = (0..2000).filter(|_| {
-        mmuext_one(ext::PIN_L1, page.mfn(), 0) != 0 || mmuext_one(ext::UNPIN, page.mfn(), 0) != 0
-    });
-    t.equal("pin and unpin 2000 times", failures.count(), 0);
-    // 64 top-level tables over one third-level table, which maps a full tree below (45, 290: long validations).
-    let leaf = Page::take();
-    let [top, third, second, first] = chain(leaf.ma(0) | pte::RO);
-    (1..512).for_each(|n| first.set_word(n, leaf.ma(0) | pte::RO));
-    (1..512).for_each(|n| second.set_word(n, first.ma(0) | pte::RW));
-    (1..512).for_each(|n| third.set_word(n, second.ma(0) | pte::RW));
-    [top, third, second, first].iter().for_each(|table| t.ok("protect", table.protect()));
-    let tops = Page::take_many(64);
-    for n in 0..64 {
-        let top = tops.plus(n);
-        (0..256).for_each(|slot| top.set_word(slot, third.ma(0) | pte::RW));
-        t.ok("protect", top.protect());
-        t.ok("pin one of many", mmuext_one(ext::PIN_L4, top.mfn(), 0));
-    }
-    t.refused("shared tables made writable", first.restore());
-    for n in 0..64 {
-        t.ok("unpin one of many", mmuext_one(ext::UNPIN, tops.plus(n).mfn(), 0));
-        t.ok("restore one of many", tops.plus(n).restore());
-    }
-    [page, top, third, second, first].iter().for_each(|table| t.ok("restore", table.restore()));
-}
-
-/// Random entries into a private tree: nothing may ever make one of its tables writable.
-fn random_updates(t: &mut Checks) {
-    let mut random = Random(2003);
-    let data = Page::take();
-    let tables = chain(data.ma(0) | pte::RW);
-    tables.iter().for_each(|table| t.ok("protect", table.protect()));
-    t.ok("pin", mmuext_one(ext::PIN_L4, tables[0].mfn(), 0));
-    let frames = [0, 1, 2, 3].map(|n: usize| tables[n].mfn());
-    let targets = [frames[0], frames[1], frames[2], frames[3], data.mfn(), hypervisor_frame(), root(), 1 << 35];
-    let mut caught = 0;
-    for _ in 0..20_000 {
-        let table = frames[random.below(4) as usize];
-        // Slot 0 keeps the tree together, so that the last table stays an L1 table.
-        let slot = 1 + random.below(511);
-        let target = targets[random.below(8) as usize];
-        let flags = random.next() & 0x8000_0000_0000_0fff;
-        mmu_one((table << 12) + slot * 8 | random.below(2) * 2, target << 12 | flags);
-        if random.below(64) == 0 {
-            let pin = random.below(4) as u32;
-            mmuext_one(pin, targets[random.below(6) as usize], 0);
-        }
-        // An L1 entry that is present and writable must name the data page alone.
-        if table == frames[3] {
-            let value = tables[3].word(slot);
-            let bad = value & 3 == 3 && (value & pte::FRAME) >> 12 != data.mfn();
-            caught += u32::from(bad);
-        }
-    }
-    t.equal("writable entry for something other than data", caught, 0);
-    for table in tables {
-        for slot in (0..256).chain(272..512) {
-            mmu_one(table.ma(slot), 0);
-        }
-    }
-    tables.iter().for_each(|table| {
-        mmuext_one(ext::UNPIN, table.mfn(), 0);
-    });
-    mmuext_one(ext::UNPIN, data.mfn(), 0);
-    for table in tables {
-        t.ok("writable after all", table.restore());
-    }
 }

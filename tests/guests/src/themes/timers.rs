@@ -25,7 +25,10 @@ pub fn run(t: &mut Checks) {
     t.ok("bind VIRQ_TIMER", result);
     t.ok("unmask", events::unmask(port));
     // A new vCPU may have a periodic timer running, as the first guests of this interface expected.
-    t.ok("no periodic timer", hyper::call(nr::VCPU_OP, [STOP_PERIODIC, 0, 0, 0, 0]));
+    t.ok(
+        "no periodic timer",
+        hyper::call(nr::VCPU_OP, [STOP_PERIODIC, 0, 0, 0, 0]),
+    );
     events::enable();
     events::disable();
     single_shot(t, port);
@@ -55,7 +58,10 @@ fn record(t: &mut Checks) {
     let start = (time::tsc(), time::now());
     time::spin(20 * MS);
     let end = (time::tsc(), time::now());
-    t.that("20 ms pass in 20 ms", (20 * MS..LATE).contains(&(end.1 - start.1)));
+    t.that(
+        "20 ms pass in 20 ms",
+        (20 * MS..LATE).contains(&(end.1 - start.1)),
+    );
     t.that("counter passes with it", end.0 > start.0);
 }
 
@@ -84,20 +90,31 @@ fn single_shot(t: &mut Checks, port: u32) {
         t.ok("single shot", singleshot(due, 0));
         let came = wait(port);
         let good = came.is_some_and(|came| came + 100_000 >= due && came < due + LATE);
-        t.note("single shot on time", good, &came.map(|came| came as i64 - due as i64));
+        t.note(
+            "single shot on time",
+            good,
+            &came.map(|came| came as i64 - due as i64),
+        );
     }
     events::clear();
     t.ok("single shot in the past", singleshot(1, 0));
     t.that("comes at once", wait(port).is_some());
     events::clear();
     let late = singleshot(1, 1);
-    t.note("in the past with the future flag", late == -62 || late == 0, &late);
+    t.note(
+        "in the past with the future flag",
+        late == -62 || late == 0,
+        &late,
+    );
     if late == 0 {
         wait(port);
     }
     events::clear();
     t.ok("single shot", singleshot(time::now() + 5 * MS, 0));
-    t.ok("stopped", hyper::call(nr::VCPU_OP, [STOP_SINGLESHOT, 0, 0, 0, 0]));
+    t.ok(
+        "stopped",
+        hyper::call(nr::VCPU_OP, [STOP_SINGLESHOT, 0, 0, 0, 0]),
+    );
     events::enable();
     time::spin(20 * MS);
     hyper::sched_op(0, &mut 0_u64);
@@ -111,34 +128,59 @@ fn single_shot(t: &mut Checks, port: u32) {
     });
     let due = time::now() + 4 * MS;
     t.ok("single shot after a thousand", singleshot(due, 0));
-    t.that("the last counts", wait(port).is_some_and(|came| came + 100_000 >= due));
+    t.that(
+        "the last counts",
+        wait(port).is_some_and(|came| came + 100_000 >= due),
+    );
 }
 
 fn refusals(t: &mut Checks) {
     let far = HYPERVISOR_START + (1 << 42);
     for place in [far, 0x1000, 1 << 47] {
         for cmd in [PERIODIC, SINGLESHOT, 4, 5, 10, 13] {
-            t.equal("argument at a bad place", hyper::call(nr::VCPU_OP, [cmd, 0, place, 0, 0]), -14);
+            t.equal(
+                "argument at a bad place",
+                hyper::call(nr::VCPU_OP, [cmd, 0, place, 0, 0]),
+                -14,
+            );
         }
     }
     for vcpu in [4000, 0xffff_ffff] {
         t.refused("no such vCPU", hyper::vcpu_op(3, vcpu, &mut 0_u64));
-        t.refused("run state of no vCPU", hyper::vcpu_op(4, vcpu, &mut [0_u64; 6]));
+        t.refused(
+            "run state of no vCPU",
+            hyper::vcpu_op(4, vcpu, &mut [0_u64; 6]),
+        );
     }
     t.equal("vCPU 0 is up", hyper::vcpu_op(3, 0, &mut 0_u64), 1);
     t.refused("unknown operation", hyper::vcpu_op(99, 0, &mut 0_u64));
-    t.refused("period of 0.1 us", hyper::vcpu_op(PERIODIC, 0, &mut 100_u64));
-    t.refused("period of for ever", hyper::vcpu_op(PERIODIC, 0, &mut { u64::MAX }));
+    t.refused(
+        "period of 0.1 us",
+        hyper::vcpu_op(PERIODIC, 0, &mut 100_u64),
+    );
+    t.refused(
+        "period of for ever",
+        hyper::vcpu_op(PERIODIC, 0, &mut { u64::MAX }),
+    );
 }
 
 fn timer_op(t: &mut Checks, port: u32) {
     events::clear();
     let due = time::now() + 5 * MS;
-    t.ok("set_timer_op", hyper::call(nr::SET_TIMER_OP, [due, 0, 0, 0, 0]));
+    t.ok(
+        "set_timer_op",
+        hyper::call(nr::SET_TIMER_OP, [due, 0, 0, 0, 0]),
+    );
     let came = wait(port);
-    t.that("on time", came.is_some_and(|came| came + 100_000 >= due && came < due + LATE));
+    t.that(
+        "on time",
+        came.is_some_and(|came| came + 100_000 >= due && came < due + LATE),
+    );
     events::clear();
-    t.ok("set_timer_op", hyper::call(nr::SET_TIMER_OP, [time::now() + 5 * MS, 0, 0, 0, 0]));
+    t.ok(
+        "set_timer_op",
+        hyper::call(nr::SET_TIMER_OP, [time::now() + 5 * MS, 0, 0, 0, 0]),
+    );
     t.ok("cleared by 0", hyper::call(nr::SET_TIMER_OP, [0; 5]));
     events::enable();
     time::spin(15 * MS);
@@ -149,7 +191,10 @@ fn timer_op(t: &mut Checks, port: u32) {
 
 fn periodic(t: &mut Checks, port: u32) {
     events::clear();
-    t.ok("period of 5 ms", hyper::vcpu_op(PERIODIC, 0, &mut { 5 * MS }));
+    t.ok(
+        "period of 5 ms",
+        hyper::vcpu_op(PERIODIC, 0, &mut { 5 * MS }),
+    );
     let start = time::now();
     // The timer need not run while the vCPU is blocked, so it is not.
     events::enable();
@@ -158,8 +203,15 @@ fn periodic(t: &mut Checks, port: u32) {
     }
     events::disable();
     let spent = time::now() - start;
-    t.note("ten periods", events::count(port) >= 10 && spent >= 40 * MS, &spent);
-    t.ok("stop", hyper::call(nr::VCPU_OP, [STOP_PERIODIC, 0, 0, 0, 0]));
+    t.note(
+        "ten periods",
+        events::count(port) >= 10 && spent >= 40 * MS,
+        &spent,
+    );
+    t.ok(
+        "stop",
+        hyper::call(nr::VCPU_OP, [STOP_PERIODIC, 0, 0, 0, 0]),
+    );
     events::enable();
     events::clear();
     time::spin(20 * MS);
@@ -170,9 +222,16 @@ fn periodic(t: &mut Checks, port: u32) {
 
 fn polling(t: &mut Checks) {
     let start = time::now();
-    t.ok("poll for nothing but time", events::poll(&mut [], start + 8 * MS));
+    t.ok(
+        "poll for nothing but time",
+        events::poll(&mut [], start + 8 * MS),
+    );
     let spent = time::now() - start;
-    t.note("poll on time", (8 * MS - 100_000..LATE).contains(&spent), &spent);
+    t.note(
+        "poll on time",
+        (8 * MS - 100_000..LATE).contains(&spent),
+        &spent,
+    );
 }
 
 fn run_states(t: &mut Checks) {
@@ -186,17 +245,37 @@ fn run_states(t: &mut Checks) {
     let blocked = state[4];
     t.ok("poll", events::poll(&mut [], time::now() + 20 * MS));
     t.ok("run state", hyper::vcpu_op(4, 0, &mut state));
-    t.note("blocked time grew", state[4] >= blocked + 15 * MS, &(blocked, state));
+    t.note(
+        "blocked time grew",
+        state[4] >= blocked + 15 * MS,
+        &(blocked, state),
+    );
     let total: u64 = state[2..].iter().sum();
-    t.note("times add up to system time", total <= time::now() && total + LATE > time::now(), &total);
-    t.note("area agrees", page.word(4) >= blocked + 15 * MS, &page.word(4));
+    t.note(
+        "times add up to system time",
+        total <= time::now() && total + LATE > time::now(),
+        &total,
+    );
+    t.note(
+        "area agrees",
+        page.word(4) >= blocked + 15 * MS,
+        &page.word(4),
+    );
     let unmapped = hyper::vcpu_op(5, 0, &mut 0x1000_u64);
-    t.note("area at an address that is not mapped", unmapped == 0 || unmapped == -14, &unmapped);
+    t.note(
+        "area at an address that is not mapped",
+        unmapped == 0 || unmapped == -14,
+        &unmapped,
+    );
     t.ok("poll", events::poll(&mut [], time::now() + MS));
     for place in [HYPERVISOR_START + (1 << 42), 1 << 47, u64::MAX - 3] {
         let result = hyper::vcpu_op(5, 0, &mut { place });
         // An address whose end wraps may be found out later, when the area is written.
-        t.note("area at an address that is not ours", result < 0 || place == u64::MAX - 3, &(place, result));
+        t.note(
+            "area at an address that is not ours",
+            result < 0 || place == u64::MAX - 3,
+            &(place, result),
+        );
         events::poll(&mut [], time::now() + MS);
     }
     t.that("alive", hyper::call(nr::XEN_VERSION, [0; 5]) > 0);
@@ -208,10 +287,17 @@ fn time_area(t: &mut Checks) {
     let page = Page::take();
     let mut place = page.0;
     let result = hyper::vcpu_op(13, 0, &mut place);
-    t.note("secondary time record", result == 0 || result == -38, &result);
+    t.note(
+        "secondary time record",
+        result == 0 || result == -38,
+        &result,
+    );
     if result == 0 {
         let second = time::record_at(page.0);
-        t.that("is kept", second.is_some_and(|record| record.mul == time::record().mul));
+        t.that(
+            "is kept",
+            second.is_some_and(|record| record.mul == time::record().mul),
+        );
     }
 }
 
@@ -222,7 +308,13 @@ fn vcpu_info_elsewhere(t: &mut Checks, port: u32) {
         let mut argument = [frame, u64::from(offset)];
         hyper::vcpu_op(10, 0, &mut argument)
     };
-    for (frame, offset) in [(1 << 35, 0), (u64::MAX, 0), (page.mfn(), 4096 - 63), (page.mfn(), u32::MAX), (memory::root(), 0)] {
+    for (frame, offset) in [
+        (1 << 35, 0),
+        (u64::MAX, 0),
+        (page.mfn(), 4096 - 63),
+        (page.mfn(), u32::MAX),
+        (memory::root(), 0),
+    ] {
         t.refused("vcpu_info at a bad place", register(frame, offset));
     }
     events::clear();
@@ -237,12 +329,18 @@ fn vcpu_info_elsewhere(t: &mut Checks, port: u32) {
     events::clear();
     let due = time::now() + 3 * MS;
     t.ok("single shot", singleshot(due, 0));
-    t.that("event arrives there", wait(port).is_some_and(|came| came + 100_000 >= due));
+    t.that(
+        "event arrives there",
+        wait(port).is_some_and(|came| came + 100_000 >= due),
+    );
 }
 
 fn wall_clock(t: &mut Checks) {
     let read = || {
-        let (first, second) = (memory::shared_info() + WALLCLOCK as u64, memory::shared_info() + WALLCLOCK_NSEC as u64);
+        let (first, second) = (
+            memory::shared_info() + WALLCLOCK as u64,
+            memory::shared_info() + WALLCLOCK_NSEC as u64,
+        );
         let (low, high) = (memory::read(first), memory::read(second));
         let seconds = (low >> 32) | (high >> 32) << 32;
         (low as u32, seconds, high as u32)
@@ -251,17 +349,28 @@ fn wall_clock(t: &mut Checks) {
     t.equal("version is even", version & 1, 0);
     t.that("version is not 0", version != 0);
     // 2020 to 2100.
-    t.note("seconds are a date of our time", (1_577_836_800..4_102_444_800).contains(&seconds), &seconds);
+    t.note(
+        "seconds are a date of our time",
+        (1_577_836_800..4_102_444_800).contains(&seconds),
+        &seconds,
+    );
     t.that("nanoseconds below a second", nanoseconds < 1_000_000_000);
     // XENPF_settime64 by Domain 0: the wall clock is the time given less the system time given.
     let mut argument = [0_u64; 17];
     argument[0] = 62 | 0x0300_0001 << 32;
     argument[1] = 1_700_000_000;
     argument[3] = 100_000_000_000;
-    t.ok("settime64", hyper::call(nr::PLATFORM_OP, [hyper::address(&mut argument), 0, 0, 0, 0]));
+    t.ok(
+        "settime64",
+        hyper::call(nr::PLATFORM_OP, [hyper::address(&mut argument), 0, 0, 0, 0]),
+    );
     let after = read();
     t.that("version changed", after.0 != version && after.0 & 1 == 0);
     t.equal("seconds as set", after.1, 1_699_999_900);
     argument[0] = 62 | 0x0200_0001 << 32;
-    t.equal("wrong interface version", hyper::call(nr::PLATFORM_OP, [hyper::address(&mut argument), 0, 0, 0, 0]), -13);
+    t.equal(
+        "wrong interface version",
+        hyper::call(nr::PLATFORM_OP, [hyper::address(&mut argument), 0, 0, 0, 0]),
+        -13,
+    );
 }
