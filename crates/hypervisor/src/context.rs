@@ -44,6 +44,8 @@ fn build(
 ) -> core::result::Result<Box<VcpuState>, Stop> {
     let regs = Regs::from_context(&context.user_regs).ok_or(Errno::EINVAL)?;
     let mut state = VcpuState::new(regs);
+    // The I/O privilege level is virtual: it is taken from the flags and never loaded.
+    state.pv.set_iopl((context.user_regs.rflags >> 12 & 3) as u32)?;
     state.pv.in_kernel = context.flags & arch::VGCF_IN_KERNEL != 0;
     for trap in &context.trap_ctxt {
         if trap.address != 0 {

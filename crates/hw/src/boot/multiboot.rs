@@ -171,7 +171,7 @@ mod tests {
         reader(&Fake(memory), address, &mut info).map(|()| info)
     }
 
-    fn put(memory: &mut Vec<u8>, at: usize, words: &[u32]) {
+    fn put(memory: &mut [u8], at: usize, words: &[u32]) {
         for (index, word) in words.iter().enumerate() {
             memory[at + index * 4..at + index * 4 + 4].copy_from_slice(&word.to_le_bytes());
         }
