@@ -7,6 +7,8 @@ use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 
 /// Default arguments of the hypervisor.
 pub const HYPERVISOR_ARGS: &str = "console=com1 com1=115200,8n1 loglvl=info";
+/// Arguments of the hypervisor besides the default ones where guests are started: what Domain 0 does not have is theirs.
+pub const XL_HYPERVISOR_ARGS: &str = "dom0_mem=512M,max:512M";
 /// Default arguments of Domain 0's kernel.
 pub const DOM0_ARGS: &str = "console=hvc0 earlyprintk=xen";
 
@@ -121,6 +123,9 @@ pub struct Run {
     /// Boot Debian's Xen 4.17 instead of Philoxen, to compare
     #[arg(long, conflicts_with_all = ["iso", "uefi", "gdb"])]
     pub xen: bool,
+    /// A Domain 0 with Debian's xl: a root file system of its own, kept in target
+    #[arg(long, conflicts_with_all = ["native", "iso", "uefi", "disk"])]
+    pub xl: bool,
     /// More arguments for QEMU
     #[arg(last = true, value_name = "QEMU ARGS")]
     pub extra: Vec<String>,

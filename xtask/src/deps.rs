@@ -69,6 +69,8 @@ pub const ISO: &[Need] = &[
     program("xorriso", "xorriso"),
     program("mtools", "mformat"),
 ];
+/// File systems.
+pub const E2FS: &[Need] = &[program("e2fsprogs", "mke2fs")];
 /// The debugger.
 pub const GDB: &[Need] = &[program("gdb", "gdb")];
 

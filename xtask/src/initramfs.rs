@@ -46,6 +46,35 @@ pub type Extra = (String, PathBuf);
 
 /// Makes the initramfs for a kernel and returns its path.
 pub fn make(tree: &Tree, kernel: &Kernel, extra: &[Extra]) -> Result<PathBuf> {
+    let contents = Contents {
+        scripts: "tests/dom0",
+        loaded: LOADED,
+        available: AVAILABLE,
+        extra,
+    };
+    let name = if extra.is_empty() {
+        "initramfs"
+    } else {
+        "initramfs-bench"
+    };
+    let path = tree.target.join(format!("{name}-{}.img", kernel.release));
+    std::fs::write(&path, archive(tree, kernel, &contents)?)?;
+    Ok(path)
+}
+
+/// What an initramfs holds besides busybox.
+pub struct Contents<'a> {
+    /// Directory of the tree whose files are put at their places.
+    pub scripts: &'a str,
+    /// Modules loaded at start, where the kernel has them as modules.
+    pub loaded: &'a [&'a str],
+    /// Modules that are there for `modprobe` and `mount`.
+    pub available: &'a [&'a str],
+    pub extra: &'a [Extra],
+}
+
+/// The compressed archive.
+pub fn archive(tree: &Tree, kernel: &Kernel, contents: &Contents) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in [
         "dev",
@@ -78,37 +107,35 @@ pub fn make(tree: &Tree, kernel: &Kernel, extra: &[Extra]) -> Result<PathBuf> {
     archive.symlink("sbin/init", "../bin/busybox");
     archive.symlink("sbin/modprobe", "../bin/busybox");
 
-    scripts(tree, &mut archive)?;
-    modules(kernel, &mut archive)?;
-    for (path, from) in extra {
+    for (name, mode, bytes) in files_below(&tree.root.join(contents.scripts))? {
+        archive.file(&name, mode, bytes);
+    }
+    for (name, bytes) in modules(kernel, contents.loaded, contents.available)? {
+        archive.file(&name, 0o644, bytes);
+    }
+    for (path, from) in contents.extra {
         let bytes =
             std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         archive.file(path, 0o755, bytes);
     }
-
-    let name = if extra.is_empty() {
-        "initramfs"
-    } else {
-        "initramfs-bench"
-    };
-    let path = tree.target.join(format!("{name}-{}.img", kernel.release));
-    std::fs::write(&path, build::gzip(&archive.finish())?)?;
-    Ok(path)
+    build::gzip(&archive.finish())
 }
 
-/// Everything below `tests/dom0` at its place: `init`, `etc`, `sbin` and `tests`.
-fn scripts(tree: &Tree, archive: &mut Archive) -> Result<()> {
-    let root = tree.root.join("tests/dom0");
-    let mut pending = vec![root.clone()];
+/// Every file below `root`: its path from there, its mode and its bytes, in the order of their paths.
+pub fn files_below(root: &Path) -> Result<Vec<(String, u32, Vec<u8>)>> {
+    let mut found = Vec::new();
+    let mut pending = vec![root.to_path_buf()];
     while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory)? {
+        for entry in std::fs::read_dir(&directory)
+            .with_context(|| format!("cannot read {}", directory.display()))?
+        {
             let path = entry?.path();
             if path.is_dir() {
                 pending.push(path);
                 continue;
             }
             let name = path
-                .strip_prefix(&root)?
+                .strip_prefix(root)?
                 .to_str()
                 .context("a script's name is no text")?;
             let bytes = std::fs::read(&path)?;
@@ -117,10 +144,11 @@ fn scripts(tree: &Tree, archive: &mut Archive) -> Result<()> {
             } else {
                 0o644
             };
-            archive.file(name, mode, bytes);
+            found.push((name.to_owned(), mode, bytes));
         }
     }
-    Ok(())
+    found.sort();
+    Ok(found)
 }
 
 /// A kernel module as its `.modinfo` section describes it.
@@ -131,12 +159,17 @@ struct Module {
     aliases: Vec<String>,
 }
 
-/// Puts the modules, what they depend on, and the tables that `modprobe` reads into the archive.
-fn modules(kernel: &Kernel, archive: &mut Archive) -> Result<()> {
+/// The modules, what they depend on, the tables that `modprobe` reads, and `etc/modules` with the names to load at
+/// start: paths from the root, and contents.
+pub fn modules(
+    kernel: &Kernel,
+    load: &[&str],
+    available: &[&str],
+) -> Result<Vec<(String, Vec<u8>)>> {
     let index = index(&kernel.modules)?;
     let mut order = Vec::new();
     let mut chosen = BTreeMap::new();
-    for name in LOADED.iter().chain(AVAILABLE) {
+    for name in load.iter().chain(available) {
         choose(
             &normal(name),
             &index,
@@ -163,31 +196,26 @@ fn modules(kernel: &Kernel, archive: &mut Archive) -> Result<()> {
             writeln!(aliases, "alias {alias} {name}")?;
         }
     }
-    let loaded: Vec<&str> = LOADED
+    let loaded: Vec<&str> = load
         .iter()
         .copied()
         .filter(|name| chosen.contains_key(&normal(name)))
         .collect();
-    archive.file(
-        "etc/modules",
-        0o644,
-        format!("{}\n", loaded.join("\n")).into_bytes(),
+    let mut files = vec![
+        (
+            "etc/modules".to_owned(),
+            format!("{}\n", loaded.join("\n")).into_bytes(),
+        ),
+        (format!("{root}/modules.dep"), dependencies.into_bytes()),
+        (format!("{root}/modules.alias"), aliases.into_bytes()),
+        (format!("{root}/modules.symbols"), Vec::new()),
+    ];
+    files.extend(
+        chosen
+            .into_values()
+            .map(|module| (format!("{root}/{}", module.path), module.bytes)),
     );
-    archive.file(
-        &format!("{root}/modules.dep"),
-        0o644,
-        dependencies.into_bytes(),
-    );
-    archive.file(
-        &format!("{root}/modules.alias"),
-        0o644,
-        aliases.into_bytes(),
-    );
-    archive.file(&format!("{root}/modules.symbols"), 0o644, Vec::new());
-    for module in chosen.into_values() {
-        archive.file(&format!("{root}/{}", module.path), 0o644, module.bytes);
-    }
-    Ok(())
+    Ok(files)
 }
 
 /// Module names use `-` and `_` as one.

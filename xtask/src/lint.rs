@@ -12,8 +12,10 @@ use crate::host::{self, Tree};
 
 /// First line of every source file.
 const HEADER: &str = "SPDX-License-Identifier: MIT OR Apache-2.0";
-/// Packages with their own lint table: the only ones whose code may be unsafe.
-const OWN_LINTS: &[&str] = &["crates/hw", "tests/guests", "tests/bench"];
+/// Packages whose code may be unsafe.
+const UNSAFE: &[&str] = &["crates/hw", "tests/guests"];
+/// Packages with their own lint table that deny unsafe code in all files but one.
+const ONE_UNSAFE_FILE: &[&str] = &["crates/hypervisor", "tests/bench"];
 /// Packages that are not built by default: their libraries and binaries still pass clippy for the host.
 const BARE: &[&str] = &["philoxen-hw", "philoxen", "philoxen-test-guests", "pxbench"];
 /// The crate whose unsafe blocks are counted.
@@ -129,16 +131,38 @@ fn lint_tables(tree: &Tree) -> Result<()> {
             .skip_while(|line| line.trim() != "[lints]")
             .nth(1)
             .is_some_and(|line| line.replace(' ', "") == "workspace=true");
-        let name = tree.show(path.parent().context("a manifest without directory")?);
-        if inherits == OWN_LINTS.contains(&name.as_str()) {
-            complaints.push(if inherits {
-                format!("{name}: is listed as having its own lint table, but takes the workspace's")
-            } else {
-                format!("{name}: does not take the workspace's lint table")
-            });
+        let directory = path.parent().context("a manifest without directory")?;
+        let name = tree.show(directory);
+        if UNSAFE.contains(&name.as_str()) {
+            continue;
+        }
+        if ONE_UNSAFE_FILE.contains(&name.as_str()) {
+            let files = allowing_unsafe(tree, directory)?;
+            if !text.contains("unsafe_code = \"deny\"") || files.len() > 1 {
+                complaints.push(format!(
+                    "{name}: unsafe code must be denied in all files but one: {}",
+                    files.join(", ")
+                ));
+            }
+        } else if !inherits {
+            complaints.push(format!("{name}: does not take the workspace's lint table"));
         }
     }
     complain(&complaints)
+}
+
+/// Files below `directory` that lift the denial of unsafe code.
+fn allowing_unsafe(tree: &Tree, directory: &Path) -> Result<Vec<String>> {
+    Ok(sources(tree, &[".rs"])?
+        .iter()
+        .filter(|path| path.starts_with(directory))
+        .filter(|path| {
+            std::fs::read_to_string(path).is_ok_and(|text| {
+                text.contains("(unsafe_code") || text.contains("    unsafe_code,")
+            })
+        })
+        .map(|path| tree.show(path))
+        .collect())
 }
 
 fn ledger(tree: &Tree) -> Result<()> {

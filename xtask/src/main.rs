@@ -17,6 +17,7 @@ mod kernel;
 mod lint;
 mod package;
 mod qemu;
+mod rootfs;
 mod run;
 mod serve;
 mod sysroot;

@@ -2,18 +2,18 @@
 //! `cargo xtask run`: a machine on this terminal.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::args::{DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net, Run};
+use crate::args::{DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net, Run, XL_HYPERVISOR_ARGS};
 use crate::build;
 use crate::deps;
-use crate::host::{self, Tree};
+use crate::host::Tree;
 use crate::initramfs;
 use crate::iso;
 use crate::kernel;
 use crate::qemu::{self, Boot, Machine};
+use crate::rootfs;
 
 /// What Debian's Xen needs besides the default arguments: under TCG, XSAVE raises no fault on which lazy switching
 /// of extended state relies.
@@ -73,9 +73,21 @@ pub fn card(files: &Files) -> Net {
 }
 
 pub fn run(tree: &Tree, options: &Run) -> Result<bool> {
-    let files = files(tree, &options.dom0)?;
+    let root = options
+        .xl
+        .then(|| rootfs::make(tree, &options.dom0.flavour))
+        .transpose()?;
+    let files = match &root {
+        Some(root) => root.files.clone(),
+        None => files(tree, &options.dom0)?,
+    };
     let dom0_args = options.dom0.kernel_args.as_deref().unwrap_or(DOM0_ARGS);
-    let args = options.dom0.xen_args.as_deref().unwrap_or(HYPERVISOR_ARGS);
+    let default_args = if options.xl {
+        format!("{HYPERVISOR_ARGS} {XL_HYPERVISOR_ARGS}")
+    } else {
+        HYPERVISOR_ARGS.to_owned()
+    };
+    let args = options.dom0.xen_args.as_deref().unwrap_or(&default_args);
     let mut debug = None;
     let boot = if options.native {
         Boot::Linux {
@@ -118,9 +130,10 @@ pub fn run(tree: &Tree, options: &Run) -> Result<bool> {
     };
 
     let mut machine = Machine::new(&options.machine, boot)?;
-    machine.disk = Some(match &options.disk {
-        Some(disk) => existing(disk)?,
-        None => qemu::disk(tree, "disk.img")?,
+    machine.disk = Some(match (&options.disk, root) {
+        (Some(disk), _) => existing(disk)?,
+        (None, Some(root)) => root.disk,
+        (None, None) => qemu::disk(tree, "disk.img")?,
     });
     machine.net = options.net.unwrap_or_else(|| card(&files));
     machine.extra = options.extra.iter().map(Into::into).collect();
@@ -148,18 +161,12 @@ pub fn modules(files: &Files, dom0_args: &str) -> Vec<(PathBuf, String)> {
 fn debugger(tree: &Tree, symbols: &Path) -> Result<()> {
     deps::ensure(&[deps::GDB])?;
     ensure!(symbols.exists(), "there is no {}", symbols.display());
-    // A software breakpoint would be written before the high mapping exists.
-    let entry = host::capture(Command::new("nm").arg("--defined-only").arg(symbols))?
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(2))
-        .find(|name| ENTRIES.contains(name))
-        .map(|name| format!("hbreak {name}\n"))
-        .unwrap_or_default();
     let script = tree.target.join("gdb.commands");
     std::fs::write(
         &script,
         format!(
-            "set confirm off\nset pagination off\nfile {}\ntarget remote localhost:1234\n{entry}",
+            "set confirm off\nset pagination off\nfile {}\ntarget remote localhost:1234\n\
+             # A software breakpoint would be written before the high mapping exists.\nhbreak {FIRST}\n",
             symbols.display()
         ),
     )?;
@@ -170,10 +177,5 @@ fn debugger(tree: &Tree, symbols: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names of the hypervisor's first Rust function.
-const ENTRIES: &[&str] = &[
-    "hypervisor_main",
-    "philoxen_main",
-    "start_rust",
-    "boot_main",
-];
+/// The hypervisor's first Rust function.
+const FIRST: &str = "hw_boot";

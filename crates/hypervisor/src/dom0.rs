@@ -139,6 +139,7 @@ pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure>
         .map(|module| give_ramdisk(&domain.memory, module))
         .transpose()?;
     let p2m = P2m::for_plan(&plan, frames.extents.iter().copied(), ramdisk)?;
+    memory::open_low_memory();
     let identity = Identity {
         shared_info: domain.shared_info,
         cmdline: cmdline.as_bytes(),

@@ -252,4 +252,12 @@ impl FrameTable {
             frame.set_owner(OwnerWord::HYPERVISOR);
         }
     }
+    /// Boot: makes `count` frames from `start`, which nobody uses, as if they were not RAM: device memory.
+    pub fn set_not_ram(&self, start: Mfn, count: u64) {
+        for index in start.0..start.0.saturating_add(count) {
+            let Some(frame) = self.get(Mfn(index)) else { return };
+            frame.set_kind(TypeWord(0));
+            frame.set_owner(OwnerWord(0));
+        }
+    }
 }

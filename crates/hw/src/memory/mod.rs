@@ -112,6 +112,12 @@ pub fn buddy() -> &'static Mutex<Buddy> {
     &BUDDY
 }
 
+/// Treats the first MiB as device memory from now on: firmware left things there that Domain 0 looks for, such as the iBFT.
+/// Once, after the modules were taken (some may lie there).
+pub fn open_low_memory() {
+    frames().set_not_ram(Mfn(0), LOW / PAGE_SIZE);
+}
+
 /// Bytes of RAM for general use that firmware reported.
 pub fn total_ram() -> u64 {
     TOTAL_RAM.load(Ordering::Relaxed)
