@@ -270,8 +270,8 @@ fn clippy_bare(tree: &Tree) -> Result<()> {
     )
 }
 
-/// Runs the host's tests and returns how many passed and failed; the output is kept in `log`.
-pub fn host_tests(tree: &Tree, log: &Path) -> Result<(usize, usize)> {
+/// Runs the host's tests and returns how many passed and failed, and the failed ones' names; the output is kept in `log`.
+pub fn host_tests(tree: &Tree, log: &Path) -> Result<(usize, usize, String)> {
     let _progress = host::Progress::spinner("Running the host's tests");
     let output = cargo(tree)
         .args(["test", "--no-fail-fast"])
@@ -296,7 +296,11 @@ pub fn host_tests(tree: &Tree, log: &Path) -> Result<(usize, usize)> {
     if !output.status.success() && failed == 0 {
         bail!("the host's tests do not build or do not run");
     }
-    Ok((passed, failed))
+    let names: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
+        .collect();
+    Ok((passed, failed, names.join(", ")))
 }
 
 #[cfg(test)]

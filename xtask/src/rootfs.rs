@@ -346,6 +346,11 @@ fn unpack(root: &Path, archives: &[PathBuf]) -> Result<()> {
         std::fs::create_dir_all(root.join("usr").join(name))?;
         std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))?;
     }
+    std::fs::create_dir_all(root.join("run/lock"))?;
+    std::fs::create_dir_all(root.join("var"))?;
+    for (link, to) in [("var/run", "../run"), ("var/lock", "../run/lock")] {
+        std::os::unix::fs::symlink(to, root.join(link))?;
+    }
     let progress = Progress::spinner("Unpacking Domain 0's packages");
     for archive in archives {
         progress.note(format!("Unpacking {}", archive.display()));
@@ -376,7 +381,6 @@ fn complete(tree: &Tree, root: &Path) -> Result<()> {
         "mnt",
         "proc",
         "root",
-        "run",
         "sys",
         "tmp",
         "var/lib/xen/images",
@@ -385,12 +389,7 @@ fn complete(tree: &Tree, root: &Path) -> Result<()> {
     ] {
         std::fs::create_dir_all(root.join(name))?;
     }
-    for (link, to) in [
-        ("usr/bin/awk", "gawk"),
-        ("var/run", "/run"),
-        ("var/lock", "/run/lock"),
-        ("etc/mtab", "/proc/self/mounts"),
-    ] {
+    for (link, to) in [("usr/bin/awk", "gawk"), ("etc/mtab", "/proc/self/mounts")] {
         link_unless_there(root, link, to)?;
     }
     let busybox = kernel::busybox(tree)?;

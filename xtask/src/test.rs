@@ -95,8 +95,12 @@ pub fn test(tree: &Tree, options: &args::Test) -> Result<bool> {
     for (name, case) in &host {
         count(&timed(name, &logs, print, |log| match case {
             Case::Lint(check) => check(tree).map(|()| (1, String::new())),
-            _ => lint::host_tests(tree, log).and_then(|(passed, failed)| {
-                ensure!(failed == 0, "{failed} of {} tests failed", passed + failed);
+            _ => lint::host_tests(tree, log).and_then(|(passed, failed, names)| {
+                ensure!(
+                    failed == 0,
+                    "{failed} of {} tests failed: {names}",
+                    passed + failed
+                );
                 Ok((passed, format!("{passed} tests")))
             }),
         }));

@@ -9,6 +9,7 @@
 pub mod addr;
 pub mod arch;
 pub mod callback;
+pub mod domctl;
 pub mod elfnote;
 pub mod errno;
 pub mod event;
@@ -23,6 +24,7 @@ pub mod platform;
 pub mod sched;
 pub mod shared;
 pub mod start_info;
+pub mod sysctl;
 pub mod vcpu;
 pub mod version;
 

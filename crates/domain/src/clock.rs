@@ -73,6 +73,20 @@ impl Clock {
         self.base_ns
             .wrapping_add(self.scale.to_ns(tsc.saturating_sub(self.base_tsc)))
     }
+
+    /// The first counter value at which [`Clock::at`] is `ns` or more (it may be a few ticks too late).
+    pub fn reaches(&self, ns: u64) -> u64 {
+        let wanted = u128::from(ns.saturating_sub(self.base_ns)) << 32;
+        let scaled = wanted.div_ceil(u128::from(self.scale.mul.max(1)));
+        let steps = u32::from(self.scale.shift.unsigned_abs());
+        let ticks = if self.scale.shift < 0 {
+            scaled << steps
+        } else {
+            scaled.div_ceil(1 << steps)
+        };
+        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX);
+        self.base_tsc.saturating_add(ticks)
+    }
 }
 
 /// The contents of a `vcpu_time_info` but for its version, as the three words after the version's.
@@ -98,6 +112,15 @@ mod tests {
         }
 
         #[test]
+        fn a_deadline_is_met_and_not_much_later(hz in 1_000_000u64..10_000_000_000, ns in 0u64..1 << 50) {
+            let clock = Clock { base_tsc: 99, base_ns: 1000, scale: Scale::from_frequency(hz) };
+            let tsc = clock.reaches(ns);
+            prop_assert!(clock.at(tsc) >= ns);
+            // One step of the scaled counter is at most 16 ns at 10 GHz and one tick at 1 MHz is 1000 ns.
+            prop_assert!(clock.at(tsc) <= ns.max(1000) + 2000);
+        }
+
+        #[test]
         fn time_never_goes_back(hz in 1_000_000u64..10_000_000_000, a in 0u64..1 << 50, d in 0u64..1 << 40) {
             let clock = Clock { base_tsc: 12345, base_ns: 777, scale: Scale::from_frequency(hz) };
             prop_assert!(clock.at(a) <= clock.at(a + d));
@@ -116,6 +139,6 @@ mod tests {
         };
         let [tsc, ns, rate] = time_record(&clock, 400, 1);
         assert_eq!((tsc, ns), (400, 105));
-        assert_eq!(rate, 0x01_ff_8000_0000);
+        assert_eq!(rate, 0x1ff_8000_0000);
     }
 }

@@ -144,6 +144,23 @@ impl DomainEvents {
         self.shared_info
     }
 
+    /// Calls `each` for every frame that is pinned ([`Frames::pin`]), once for each pin: for the page audit.
+    pub fn pinned(&self, mut each: impl FnMut(Mfn)) {
+        let blocks = self
+            .vcpus
+            .iter()
+            .flat_map(|vcpu| [vcpu.info_address(), vcpu.control_address()]);
+        for frame in blocks.flatten().map(Mfn::containing) {
+            if frame != self.shared_info {
+                each(frame);
+            }
+        }
+        let array = self.array.iter().map(|page| page.load(Ordering::Acquire));
+        array
+            .filter(|&page| page != u64::MAX)
+            .for_each(|page| each(Mfn(page)));
+    }
+
     /// Event state of a vCPU.
     #[inline(always)]
     pub fn vcpu(&self, vcpu: VcpuId) -> Option<&VcpuEvents> {

@@ -8,7 +8,7 @@ use crate::vcpu::{Vcpu, VcpuState};
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 use philoxen_abi::arch::{self, VcpuGuestContext};
-use philoxen_abi::{Errno, GuestMemory, GuestVa, Mfn, Result, callback};
+use philoxen_abi::{Errno, GuestMemory, GuestVa, Mfn, PAGE_SIZE, Result, callback};
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_hw::cpu::state::Segments;
 use philoxen_paging::mmuext;
@@ -21,18 +21,15 @@ use philoxen_pv::Regs;
 /// `EEXIST` if it has been initialised, `EINVAL` for a state it cannot have, `EFAULT`, `ENOMEM`; or "again" while its page
 /// tables are being validated.
 pub fn initialise(domain: &Domain, vcpu: &Vcpu, arg: GuestVa) -> core::result::Result<(), Stop> {
+    // Five kilobytes: on the heap, not on the hypervisor's stack.
+    let context: Box<VcpuGuestContext> = Box::new(LoadedGuest.read(arg)?);
+    // Held all along: of two at the same time one finds the vCPU initialised, and its roots are not touched.
+    let mut parked = vcpu.parked.lock();
     if vcpu.initialised.load(Ordering::Acquire) {
         return Err(Errno::EEXIST.into());
     }
-    // Five kilobytes: on the heap, not on the hypervisor's stack.
-    let context: Box<VcpuGuestContext> = Box::new(LoadedGuest.read(arg)?);
-    let state = build(domain, vcpu, &context)?;
-    let mut parked = vcpu.parked.lock();
-    if vcpu.initialised.swap(true, Ordering::AcqRel) {
-        release_gdt(&state);
-        return Err(Errno::EEXIST.into());
-    }
-    *parked = Some(state);
+    *parked = Some(build(domain, vcpu, &context)?);
+    vcpu.initialised.store(true, Ordering::Release);
     Ok(())
 }
 
@@ -45,7 +42,9 @@ fn build(
     let regs = Regs::from_context(&context.user_regs).ok_or(Errno::EINVAL)?;
     let mut state = VcpuState::new(regs);
     // The I/O privilege level is virtual: it is taken from the flags and never loaded.
-    state.pv.set_iopl((context.user_regs.rflags >> 12 & 3) as u32)?;
+    state
+        .pv
+        .set_iopl((context.user_regs.rflags >> 12 & 3) as u32)?;
     state.pv.in_kernel = context.flags & arch::VGCF_IN_KERNEL != 0;
     for trap in &context.trap_ctxt {
         if trap.address != 0 {
@@ -72,7 +71,11 @@ fn build(
     };
     state.ldt_base = GuestVa(context.ldt_base);
     state.ldt_entries = context.ldt_ents;
-    if context.ldt_ents > arch::MAX_LDT_ENTRIES {
+    let table = GuestVa(context.ldt_base);
+    if context.ldt_ents > arch::MAX_LDT_ENTRIES
+        || context.ldt_ents != 0
+            && !(table.0.is_multiple_of(PAGE_SIZE) && table.range_ok(context.ldt_ents * 8))
+    {
         return Err(Errno::EINVAL.into());
     }
     take_gdt(&mut state, domain, context)?;

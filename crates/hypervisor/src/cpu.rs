@@ -6,7 +6,7 @@
 use crate::domain::Domain;
 use crate::host::{FRAMES, GuestEntry, Hv};
 use crate::vcpu::{Vcpu, VcpuState};
-use crate::{fatal, schedule, time};
+use crate::{fatal, schedule, time, traps};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +14,7 @@ use philoxen_abi::arch::MAX_LDT_ENTRIES;
 use philoxen_abi::{Errno, GuestVa, PAGE_SIZE, Result, VcpuId};
 use philoxen_evtchn::VcpuEvents;
 use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id, state as registers, window};
+use philoxen_hw::dev::watchdog;
 use philoxen_paging::validate;
 use philoxen_pv::debugreg::DebugRegs;
 use philoxen_pv::regs::ORIGIN_SYSRET;
@@ -115,6 +116,7 @@ impl Cpu {
                 Err(crash) => self.crash(regs, &crash),
             }
         }
+        watchdog::mark(self.id);
         regs.check_exit();
         regs.origin & ORIGIN_SYSRET != 0
     }
@@ -145,7 +147,9 @@ impl Cpu {
     /// Waits for an interrupt and handles what came.
     fn idle(&mut self) {
         if !work_pending(self.id) {
+            watchdog::mark(self.id);
             philoxen_hw::cpu::percpu::idle_wait();
+            watchdog::mark(self.id);
         }
         while let Some(vector) = philoxen_hw::cpu::percpu::take_interrupt() {
             crate::irq::handle(self.id, vector);
@@ -175,6 +179,9 @@ impl Cpu {
         let Some(running) = &mut self.running else {
             return;
         };
+        if let Some(address) = trap.cr2 {
+            traps::set_guest_cr2(&running.domain, running.id, address);
+        }
         let (vcpu, mut entry) = running.entry();
         if let Err(crash) = bounce::exception(&mut vcpu.pv, regs, &mut entry, trap) {
             self.crash(regs, &crash);

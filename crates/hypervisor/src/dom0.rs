@@ -1,39 +1,32 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Builds Domain 0 from the boot loader's modules: the first is its kernel, the second, if any, its ramdisk.
 
-use crate::domain::{self, Domain};
+use crate::domain::{self, Config, Domain};
 use crate::host::Hv;
 use crate::irq::{DomainPirqs, IRQS};
-use crate::vcpu::{Vcpu, VcpuState};
+use crate::lifecycle::{self, Tool};
+use crate::vcpu::VcpuState;
 use crate::{schedule, smp, time};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU64, Ordering};
-use philoxen_abi::arch::CpuidRegs;
+use core::sync::atomic::Ordering;
 use philoxen_abi::hypercall::Budget;
 use philoxen_abi::start_info::{TextMode, VgaConsoleInfo};
-use philoxen_abi::{DomId, Errno, Mfn, VcpuId, version};
+use philoxen_abi::{DomId, Errno, Mfn, VcpuId};
 use philoxen_builder::{
     self as builder, BuildError, Entry, Extent, Flavour, Identity, Kernel, P2m, Plan, Request,
     Target,
 };
-use philoxen_domain::clock::Scale;
-use philoxen_domain::lifecycle::Lifecycle;
 use philoxen_domain::options::Options;
-use philoxen_evtchn::{DomainEvents, Limits};
 use philoxen_hw::boot::{BootInfo, Region, RegionKind, Screen};
-use philoxen_hw::cpu::{asm, features};
+use philoxen_hw::info;
 use philoxen_hw::memory::{self, ModuleMemory};
-use philoxen_hw::{dev, info};
 use philoxen_paging::buddy::MAX_ORDER;
 use philoxen_paging::validate::Stop;
 use philoxen_paging::word::Kind;
 use philoxen_paging::{DomainMemory, mmuext, reservation};
-use philoxen_physdev::pci_ports::PciPorts;
-use philoxen_pv::cpuid::{CpuidConfig, CpuidPolicy};
-use philoxen_pv::msr::MsrPolicy;
 use philoxen_pv::{PvCpu, Regs};
 
 /// Memory kept from Domain 0 unless `dom0_mem=` says otherwise: for the hypervisor's heap, 1/256 of RAM within bounds.
@@ -151,7 +144,7 @@ pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure>
     info!(
         "Domain 0: {} MiB, {} vCPUs; kernel unpacked in {} ms",
         nr_pages * philoxen_abi::PAGE_SIZE / MIB,
-        domain.vcpus.len(),
+        domain.vcpus().len(),
         (unpacked - start) / 1_000_000
     );
     info!(
@@ -239,67 +232,26 @@ fn create(options: &Options<'_>, nr_pages: u64) -> Result<Arc<Domain>, Failure> 
     let max = options.dom0_mem_max.map_or(u64::MAX, |max| {
         (max.resolve(memory::total_ram()) / philoxen_abi::PAGE_SIZE).max(nr_pages)
     });
-    let memory = DomainMemory::new(DomId::DOM0, true, max);
-    let shared_info = reservation::alloc_shared(Hv, &memory).ok_or(Errno::ENOMEM)?;
-    memory.set_shared_info(shared_info);
     let count = options
         .dom0_max_vcpus
         .unwrap_or(smp::cpus() as u32)
         .clamp(1, MAX_DOM0_VCPUS);
-    let mut vcpus = Vec::with_capacity(count as usize);
-    for id in 0..count {
-        vcpus.push(Vcpu::new(VcpuId(id), schedule::new_key()?));
-    }
-    let pirqs = DomainPirqs::new(DomId::DOM0, &IRQS)?;
-    let limits = Limits {
-        vcpus: count,
-        max_port: MAX_PORT,
-        pirqs: pirqs.nr_pirqs(),
-    };
-    let cpuid = CpuidPolicy::new(&cpuid_config(), host_cpuid);
-    let domain = Arc::new(Domain {
+    let domain = Domain::new(Config {
         id: DomId::DOM0,
         privileged: true,
-        life: Lifecycle::new(),
-        events: DomainEvents::new(DomId::DOM0, shared_info, limits)?,
-        memory,
-        pirqs,
-        pci: PciPorts::new(),
-        shared_info,
-        vcpus,
-        msrs: MsrPolicy::new(&cpuid),
-        cpuid,
-        assists: AtomicU64::new(0),
-        watchdogs: Default::default(),
-    });
+        max_pages: max,
+        max_vcpus: count,
+        max_port: MAX_PORT,
+        pirqs: DomainPirqs::new(DomId::DOM0, &IRQS)?,
+        tool: Tool::running(count),
+    })?;
+    lifecycle::make_vcpus(&domain)?;
     domain::add(domain.clone());
-    schedule::register(&domain);
     Ok(domain)
 }
 
 /// Most vCPUs of Domain 0 (`vcpu_info` of the first 32 lies in `shared_info`).
 const MAX_DOM0_VCPUS: u32 = 32;
-
-fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidRegs {
-    let [a, b, c, d] = asm::cpuid(leaf, subleaf);
-    CpuidRegs { a, b, c, d }
-}
-
-fn cpuid_config() -> CpuidConfig {
-    let hz = dev::timer::tsc_hz();
-    let scale = Scale::from_frequency(hz);
-    CpuidConfig {
-        hardware_domain: true,
-        xcr0: features::xcr0_supported(),
-        fsgsbase: false,
-        null_clears_base: features::null_clears_base(),
-        tsc_reliable: smp::tsc_is_stable(),
-        tsc_khz: u32::try_from(hz / 1000).unwrap_or(u32::MAX),
-        tsc_scale: (scale.mul, scale.shift),
-        machine_address_bits: memory::address_bits(),
-        version: version::VERSION,
-    }
-}
 
 /// Domain 0's memory while it is being allocated.
 struct Frames<'a> {
@@ -389,13 +341,13 @@ fn finish(domain: &Domain, l4: Mfn, entry: &Entry) -> Result<(), Failure> {
     state.pv = PvCpu::new();
     *vcpu.parked.lock() = Some(state);
     vcpu.initialised.store(true, Ordering::Release);
-    for vcpu in &domain.vcpus {
+    for vcpu in domain.vcpus() {
         if let Some(events) = domain.events.vcpu(vcpu.id) {
             events.set_upcall_mask(&Hv, true);
         }
         time::write_time(domain, vcpu.id);
     }
-    time::write_wall_clock(domain.shared_info);
+    time::write_wall_clock(domain);
     domain.life.start();
     schedule::bring_up(domain, VcpuId(0));
     Ok(())

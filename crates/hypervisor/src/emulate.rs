@@ -80,8 +80,8 @@ fn segment_bases() -> SegmentBases {
 }
 
 impl Env<'_> {
-    fn msr_policy(&self) -> &MsrPolicy {
-        &self.domain.msrs
+    fn msr_policy(&self) -> MsrPolicy {
+        self.domain.policy.read().msrs
     }
 }
 
@@ -133,7 +133,11 @@ impl Environment for Env<'_> {
             xcr0: *self.xcr0,
             vcpu: self.id.0,
         };
-        self.domain.cpuid.lookup(leaf, subleaf, &state)
+        self.domain
+            .policy
+            .read()
+            .cpuid
+            .lookup(leaf, subleaf, &state)
     }
     fn read_msr(&mut self, msr: u32) -> Option<u64> {
         Some(match self.msr_policy().read(msr, self.id.0) {
@@ -194,11 +198,9 @@ impl Environment for Env<'_> {
                         .is_some_and(|vcpu| paging::set_kernel_root(self.domain, vcpu, root))
             }
             4 => {
-                let policy = Cr4Policy::new(
-                    self.domain.cpuid.has_xsave(),
-                    self.domain.cpuid.has_fsgsbase(),
-                );
-                *self.cr4 = policy.write(value);
+                let policy = self.domain.policy.read();
+                let (xsave, fsgsbase) = (policy.cpuid.has_xsave(), policy.cpuid.has_fsgsbase());
+                *self.cr4 = Cr4Policy::new(xsave, fsgsbase).write(value);
                 true
             }
             _ => false,
@@ -221,13 +223,14 @@ impl Environment for Env<'_> {
         asm::rdtsc()
     }
     fn tsc_aux(&mut self) -> Option<u32> {
-        self.domain.cpuid.has_rdtscp().then_some(*self.tsc_aux)
+        let policy = self.domain.policy.read();
+        policy.cpuid.has_rdtscp().then_some(*self.tsc_aux)
     }
     fn xcr0(&mut self) -> Option<u64> {
         (*self.cr4 & CR4_OSXSAVE != 0).then_some(*self.xcr0)
     }
     fn set_xcr0(&mut self, value: u64) -> bool {
-        if !control::xcr0_valid(value, self.domain.cpuid.xcr0()) {
+        if !control::xcr0_valid(value, self.domain.policy.read().cpuid.xcr0()) {
             return false;
         }
         *self.xcr0 = value;

@@ -10,6 +10,10 @@ use crate::cpu::Cpu;
 use philoxen_hw::boot::BootInfo;
 use philoxen_pv::Regs;
 
+/// Vectors that block each other until IRET.
+const NMI: u32 = 2;
+const MACHINE_CHECK: u32 = 18;
+
 /// After the boot code: long mode, boot stack, boot information parsed.
 #[unsafe(no_mangle)]
 fn philoxen_main(info: &'static BootInfo) -> ! {
@@ -25,8 +29,10 @@ extern "C" fn philoxen_first(regs: &mut Regs, cpu: &mut Cpu) -> bool {
 /// Exceptions and interrupts from a guest.
 #[unsafe(no_mangle)]
 extern "C" fn philoxen_trap(regs: &mut Regs, cpu: &mut Cpu) -> bool {
+    // Only IRET lets further NMIs in.
+    let by_iret = matches!(regs.vector, NMI | MACHINE_CHECK);
     crate::traps::from_guest(regs, cpu);
-    cpu.leave_hypervisor(regs)
+    cpu.leave_hypervisor(regs) && !by_iret
 }
 
 /// SYSCALL and SYSENTER from a guest.

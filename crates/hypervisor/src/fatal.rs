@@ -6,6 +6,9 @@ use core::panic::PanicInfo;
 use philoxen_hw::{cpu, error, log};
 use philoxen_pv::Regs;
 
+/// Vector of the watchdog's interrupt.
+const NMI: u32 = 2;
+
 /// A state that our own code excludes.
 #[cold]
 #[track_caller]
@@ -28,7 +31,7 @@ fn report(what: core::fmt::Arguments<'_>, at: &core::panic::Location<'_>) -> ! {
     log::panicking();
     error!(
         "Panic on CPU {}: {what} ({}:{})",
-        cpu::cpu_id(),
+        cpu::cpu_id_or_boot(),
         at.file(),
         at.line()
     );
@@ -40,21 +43,32 @@ fn report(what: core::fmt::Arguments<'_>, at: &core::panic::Location<'_>) -> ! {
 #[cold]
 pub fn exception(regs: &Regs, cr2: u64) -> ! {
     log::panicking();
-    error!(
-        "Panic on CPU {}: exception {:#x} error {:#x} in the hypervisor, cr2 {cr2:#x}",
-        cpu::cpu_id(),
-        regs.vector,
-        regs.error_code
-    );
+    if regs.vector == NMI {
+        error!(
+            "Panic on CPU {}: the watchdog found it stuck in the hypervisor",
+            cpu::cpu_id_or_boot()
+        );
+    } else {
+        describe(regs, cr2);
+    }
     dump::registers(regs);
     dump::location(regs.rip);
     dump::backtrace(regs.rbp);
     power::crash()
 }
 
-/// A machine, kernel or configuration we cannot boot: one line, then the end.
+fn describe(regs: &Regs, cr2: u64) {
+    error!(
+        "Panic on CPU {}: exception {:#x} error {:#x} in the hypervisor, cr2 {cr2:#x}",
+        cpu::cpu_id_or_boot(),
+        regs.vector,
+        regs.error_code
+    );
+}
+
+/// A machine, kernel or configuration we cannot boot: one line, time to read it, then the end.
 #[cold]
 pub fn cannot_boot(reason: core::fmt::Arguments<'_>) -> ! {
     error!("Cannot boot: {reason}");
-    power::stop()
+    power::give_up()
 }

@@ -79,6 +79,15 @@ pub fn start_console_input(isa: u8) {
     serial::set_receive_interrupt(true);
 }
 
+/// Starts the hypervisor's watchdog; false if the machine has no timer for it.
+pub fn start_watchdog() -> bool {
+    let gsi = dev::watchdog::start();
+    if let Some(gsi) = gsi {
+        IRQS.claim(Gsi(gsi));
+    }
+    gsi.is_some()
+}
+
 /// Serves interrupt `vector` on processor `cpu`.
 pub fn handle(cpu: CpuId, vector: u8) {
     match vector {
@@ -145,6 +154,11 @@ pub fn unbind_pirq(dom: DomId, pirq: u32) {
 pub struct HeldPage(Mfn);
 
 impl HeldPage {
+    /// The frame.
+    pub const fn frame(&self) -> Mfn {
+        self.0
+    }
+
     /// Takes frame `mfn` of domain `dom`.
     ///
     /// # Errors

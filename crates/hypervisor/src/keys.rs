@@ -4,8 +4,11 @@
 use crate::cpu::Cpu;
 use crate::domain::{self, Domain};
 use crate::host::{FRAMES, Hv};
-use crate::{dump, input, irq, power, schedule, time};
-use philoxen_hw::{memory, print};
+use crate::vcpu::VcpuState;
+use crate::{dump, input, irq, schedule, time};
+use alloc::vec::Vec;
+use philoxen_abi::Mfn;
+use philoxen_hw::{dev, memory, print};
 use philoxen_paging::audit::{Held, audit};
 use philoxen_pv::Regs;
 use philoxen_sched::TimerKind;
@@ -14,7 +17,7 @@ use philoxen_sched::TimerKind;
 type Key = (u8, &'static str, fn(&Cpu, &Regs));
 
 /// All keys.
-const KEYS: [Key; 9] = [
+const KEYS: [Key; 10] = [
     (b'h', "show this list", help),
     (b'q', "domains, their vCPUs and memory", domains),
     (b'r', "run states and timers", run_states),
@@ -23,6 +26,7 @@ const KEYS: [Key; 9] = [
     (b'm', "memory of the hypervisor", hypervisor_memory),
     (b'A', "audit page types and counts", page_audit),
     (b'0', "registers of the running guest", registers),
+    (b'L', "lock this processor up, to try the watchdog", lock_up),
     (b'R', "reboot the machine", reboot),
 ];
 
@@ -55,7 +59,7 @@ fn domains(_: &Cpu, _: &Regs) {
             domain.assists.load(core::sync::atomic::Ordering::Relaxed),
             domain.shared_info.0
         );
-        for vcpu in &domain.vcpus {
+        for vcpu in domain.vcpus() {
             let upcall = domain
                 .events
                 .vcpu(vcpu.id)
@@ -75,7 +79,7 @@ fn run_states(_: &Cpu, _: &Regs) {
     let now = time::now();
     print!("system time {now} ns");
     for domain in domain::all() {
-        for vcpu in &domain.vcpus {
+        for vcpu in domain.vcpus() {
             let Some(account) = schedule::runstate(&domain, vcpu.id) else {
                 continue;
             };
@@ -144,12 +148,15 @@ fn hypervisor_memory(_: &Cpu, _: &Regs) {
     );
 }
 
-fn page_audit(_: &Cpu, _: &Regs) {
-    let mut held = alloc::vec::Vec::new();
+fn page_audit(cpu: &Cpu, _: &Regs) {
+    let mut held = Vec::new();
     for domain in domain::all() {
         held_by(&domain, &mut held);
     }
-    match audit(Hv, held.into_iter(), |wrong| print!("  wrong: {wrong:x?}")) {
+    if let Some(running) = &cpu.running {
+        held_by_state(&running.state, &mut held);
+    }
+    match audit(Hv, &held, |wrong| print!("  wrong: {wrong:x?}")) {
         Ok(0) => print!("page audit: all counts agree"),
         Ok(wrong) => print!("page audit: {wrong} frames with wrong counts"),
         Err(errno) => print!("page audit: not enough memory ({errno:?})"),
@@ -157,25 +164,32 @@ fn page_audit(_: &Cpu, _: &Regs) {
 }
 
 /// The references that the hypervisor itself holds on a domain's frames.
-fn held_by(domain: &Domain, held: &mut alloc::vec::Vec<(philoxen_abi::Mfn, Held)>) {
-    for vcpu in &domain.vcpus {
-        for root in [vcpu.roots.kernel(), vcpu.roots.user()]
-            .into_iter()
-            .flatten()
-        {
-            held.push((root, Held::Typed));
-        }
-        if let Some(info) = domain
-            .events
-            .vcpu(vcpu.id)
-            .and_then(|events| events.info_address())
-        {
-            let frame = philoxen_abi::Mfn::containing(info);
-            if frame != domain.shared_info {
-                held.push((frame, Held::Typed));
-            }
+fn held_by(domain: &Domain, held: &mut Vec<(Mfn, Held)>) {
+    for vcpu in domain.vcpus() {
+        let roots = [vcpu.roots.kernel(), vcpu.roots.user()];
+        held.extend(roots.into_iter().flatten().map(|root| (root, Held::Typed)));
+        if let Some(state) = &*vcpu.parked.lock() {
+            held_by_state(state, held);
         }
     }
+    domain
+        .events
+        .pinned(|frame| held.push((frame, Held::Typed)));
+    domain
+        .pirqs
+        .with_page(|page| held.push((page.frame(), Held::Typed)));
+}
+
+/// The descriptor-table frames of a vCPU.
+fn held_by_state(state: &VcpuState, held: &mut Vec<(Mfn, Held)>) {
+    let ldt = state.ldt.iter().flatten();
+    held.extend(
+        state
+            .gdt
+            .iter()
+            .chain(ldt)
+            .map(|&frame| (frame, Held::Typed)),
+    );
 }
 
 fn registers(cpu: &Cpu, regs: &Regs) {
@@ -192,5 +206,11 @@ fn registers(cpu: &Cpu, regs: &Regs) {
 }
 
 fn reboot(_: &Cpu, _: &Regs) {
-    power::crash()
+    dev::reset()
+}
+
+fn lock_up(_: &Cpu, _: &Regs) {
+    loop {
+        philoxen_hw::cpu::asm::relax();
+    }
 }

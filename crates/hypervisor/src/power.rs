@@ -42,7 +42,17 @@ pub fn crash() -> ! {
     dev::reset()
 }
 
-/// Stops the machine: booting made no sense, and would make none a second time.
-pub fn stop() -> ! {
-    asm::halt_forever()
+/// TSC ticks that somebody needs to read a line: some seconds on any processor.
+const READING_TIME: u64 = 10_000_000_000;
+
+/// The boot cannot go on: resets the machine after a while, or stops it under `noreboot`.
+pub fn give_up() -> ! {
+    if !NO_REBOOT.load(Ordering::Relaxed) {
+        info!("Rebooting in some seconds");
+        let start = asm::rdtsc();
+        while asm::rdtsc().wrapping_sub(start) < READING_TIME {
+            asm::relax();
+        }
+    }
+    crash()
 }

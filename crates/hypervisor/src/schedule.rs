@@ -7,6 +7,7 @@
 use crate::cpu::{self, Cpu, RESCHEDULE, Running, load_vcpu, save_vcpu};
 use crate::domain::{self, Domain};
 use crate::host::{FRAMES, load_root};
+use crate::vcpu::Vcpu;
 use crate::{fatal, time, traps};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -68,7 +69,7 @@ pub fn new_key() -> Result<VcpuKey> {
 /// Ties the keys of a new domain's vCPUs to them.
 pub fn register(domain: &Arc<Domain>) {
     let mut table = BY_KEY.write();
-    for vcpu in &domain.vcpus {
+    for vcpu in domain.vcpus() {
         let index = vcpu.key.0 as usize;
         if table.len() <= index {
             table.resize_with(index + 1, || None);
@@ -76,6 +77,39 @@ pub fn register(domain: &Arc<Domain>) {
         if let Some(slot) = table.get_mut(index) {
             *slot = Some((domain.clone(), vcpu.id));
         }
+    }
+}
+
+/// Takes a dying domain's vCPUs from the scheduler; false while a processor still holds the registers of one.
+pub fn unregister(domain: &Arc<Domain>) -> bool {
+    let now = time::now();
+    let mut all = true;
+    for vcpu in domain.vcpus() {
+        let ours = vcpu_of(vcpu.key).is_some_and(|(held, _)| Arc::ptr_eq(&held, domain));
+        if !ours {
+            continue;
+        }
+        follow(scheduler().take_down(vcpu.key, now));
+        time::forget(vcpu.key);
+        if scheduler().is_on_cpu(vcpu.key) {
+            all = false;
+            continue;
+        }
+        let held = BY_KEY
+            .write()
+            .get_mut(vcpu.key.0 as usize)
+            .and_then(Option::take);
+        // Dropped without the lock. From here on the key may name another vCPU.
+        drop(held);
+        release_key(vcpu.key);
+    }
+    all
+}
+
+/// Gives back a key whose vCPU does not run.
+pub fn release_key(key: VcpuKey) {
+    if scheduler().remove(key, time::now()).is_err() {
+        fatal::bug("a vCPU that runs is taken from the scheduler")
     }
 }
 
@@ -136,6 +170,46 @@ pub fn pause(domain: &Domain, vcpu: VcpuId) {
     if let Some(vcpu) = domain.vcpu(vcpu) {
         follow(scheduler().pause(vcpu.key, time::now()));
     }
+}
+
+/// Undoes one pause of a vCPU.
+pub fn unpause(domain: &Domain, vcpu: VcpuId) {
+    if let Some(vcpu) = domain.vcpu(vcpu) {
+        follow(scheduler().unpause(vcpu.key, time::now()));
+    }
+}
+
+/// True while a processor runs the vCPU or may still hold its registers.
+pub fn is_on_cpu(vcpu: &Vcpu) -> bool {
+    scheduler().is_on_cpu(vcpu.key)
+}
+
+/// True if the vCPU waits for an event.
+pub fn is_blocked(vcpu: &Vcpu) -> bool {
+    scheduler().is_blocked(vcpu.key)
+}
+
+/// The processor that the vCPU ran on last, or will run on.
+pub fn home(vcpu: &Vcpu) -> u32 {
+    scheduler().home(vcpu.key)
+}
+
+/// The processors that the vCPU may run on.
+pub fn affinity(vcpu: &Vcpu) -> CpuMask {
+    scheduler().affinity(vcpu.key)
+}
+
+/// Restricts a vCPU to some processors.
+///
+/// # Errors
+/// `EINVAL` if none of them exists.
+pub fn set_affinity(vcpu: &Vcpu, mask: &CpuMask) -> Result<()> {
+    scheduler().set_affinity(vcpu.key, mask).map(follow)
+}
+
+/// Sets a vCPU's weight.
+pub fn set_weight(vcpu: &Vcpu, weight: u32) {
+    scheduler().set_weight(vcpu.key, weight);
 }
 
 /// Brings a vCPU up; false if it is up already.

@@ -65,6 +65,9 @@ extern "C" fn on_main_stack() -> ! {
     if let Err(reason) = dom0::build(boot_info, &options) {
         fatal::cannot_boot(format_args!("{reason}"));
     }
+    if options.watchdog && !irq::start_watchdog() {
+        warn!("watchdog: this machine has no timer for it");
+    }
     cpu::enter_first_guest(0)
 }
 

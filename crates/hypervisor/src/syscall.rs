@@ -86,7 +86,7 @@ pub fn dispatch(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5]) 
         nr::UPDATE_VA_MAPPING => memory::update_va_mapping(running, [a, b, c]),
         nr::MMUEXT_OP => memory::mmuext_op(running, [a, b, c, d]),
         nr::STACK_SWITCH => control::stack_switch(running, a, b).into(),
-        nr::SET_SEGMENT_BASE => control::set_segment_base(a, b).into(),
+        nr::SET_SEGMENT_BASE => control::set_segment_base(running, a, b).into(),
         nr::MULTICALL => multicall::run(cpu, running, a, b),
         nr::EVENT_CHANNEL_OP => events::event_channel_op(running, a, b, c),
         nr::SCHED_OP => sched::sched_op(cpu, running, a, b),

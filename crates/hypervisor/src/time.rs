@@ -11,7 +11,7 @@ use crate::{fatal, schedule};
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::event::virq;
 use philoxen_abi::shared::{PVCLOCK_TSC_STABLE, shared_info, vcpu_info};
-use philoxen_abi::{GuestMemory, GuestVa, Mfn, Result, VcpuId};
+use philoxen_abi::{GuestMemory, GuestVa, Result, VcpuId};
 use philoxen_domain::clock::{Clock, SECOND, Scale, time_record};
 use philoxen_evtchn::Frames;
 use philoxen_hw::cpu::{CpuId, MAX_CPUS, asm, guest::LoadedGuest};
@@ -68,7 +68,7 @@ pub fn set_wall_clock(seconds: u64, nanoseconds: u32, system_time: u64) {
     let second = u128::from(SECOND);
     *WALL.lock() = ((base / second) as u64, (base % second) as u32);
     for domain in crate::domain::all() {
-        write_wall_clock(domain.shared_info);
+        write_wall_clock(&domain);
     }
 }
 
@@ -103,6 +103,22 @@ pub fn cancel(cpu: CpuId, key: TimerKey) {
     queue(cpu).lock().cancel(key);
 }
 
+/// Cancels all deadlines of a vCPU that will not run again.
+pub fn forget(vcpu: VcpuKey) {
+    let kinds = [
+        TimerKind::Singleshot,
+        TimerKind::Periodic,
+        TimerKind::Poll,
+        TimerKind::Slice,
+    ];
+    for queue in QUEUES.iter().take(crate::smp::cpus()) {
+        let mut queue = queue.lock();
+        for kind in kinds {
+            queue.cancel(TimerKey::new(vcpu, kind));
+        }
+    }
+}
+
 /// The deadline of a vCPU's timer, whichever processor keeps it.
 pub fn deadline(vcpu: VcpuKey, kind: TimerKind) -> Option<u64> {
     QUEUES
@@ -122,9 +138,7 @@ fn arm(cpu: CpuId, queue: &TimerQueue) {
 
 /// The counter value at which system time is `ns` (rounded up).
 fn tsc_at(ns: u64) -> u64 {
-    let hz = u128::from(timer::tsc_hz());
-    let ticks = (u128::from(ns) * hz).div_ceil(u128::from(SECOND));
-    clock().base_tsc.saturating_add(ticks as u64)
+    clock().reaches(ns)
 }
 
 /// The timer interrupt came: leaves the work for the way out.
@@ -168,10 +182,8 @@ fn expire(cpu: CpuId, key: TimerKey, now: u64) {
             domain.events.end_poll(id);
             schedule::kick(domain.id, id);
         }
-        TimerKind::Slice => {
-            crate::watchdog::check(&domain, now);
-            cpu::request(cpu, cpu::RESCHEDULE);
-        }
+        TimerKind::Slice => cpu::request(cpu, cpu::RESCHEDULE),
+        TimerKind::Watchdog => crate::watchdog::check(cpu, &domain, now),
     }
 }
 
@@ -265,10 +277,11 @@ pub fn write_runstate(running: &Running) {
     }
 }
 
-/// Writes the wall clock into a domain's `shared_info`.
-pub fn write_wall_clock(info: Mfn) {
+/// Writes the wall clock, as far off as the toolstack wants it, into a domain's `shared_info`.
+pub fn write_wall_clock(domain: &Domain) {
     let (seconds, nanoseconds) = wall_clock();
-    let words = FRAMES.words(info);
+    let seconds = seconds.saturating_add_signed(domain.tool.time_offset.load(Ordering::Relaxed));
+    let words = FRAMES.words(domain.shared_info);
     let [Some(low), Some(high)] =
         [shared_info::WALLCLOCK, shared_info::WALLCLOCK_NSEC].map(|offset| words.get(offset / 8))
     else {

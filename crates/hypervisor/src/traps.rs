@@ -10,7 +10,8 @@ use philoxen_abi::VcpuId;
 use philoxen_abi::addr::{HYPERVISOR_END, HYPERVISOR_START};
 use philoxen_abi::shared::vcpu_info;
 use philoxen_hw::cpu::{asm, percpu, state, window};
-use philoxen_hw::{info, warn};
+use philoxen_hw::guest_log;
+use philoxen_hw::log::Level;
 use philoxen_pv::bounce::{self, PFEC_USER, PFEC_WRITE, page_fault_error, vector as v};
 use philoxen_pv::{Regs, Trap};
 
@@ -39,7 +40,8 @@ pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) {
 fn other(regs: &mut Regs, cpu: &mut Cpu) {
     match regs.vector {
         1 => debug(regs, cpu),
-        2 => info!("NMI on CPU {}", cpu.id),
+        // An NMI in a guest is the watchdog's, and all is well; others have no meaning on this machine.
+        2 => {}
         3 => software(regs, cpu, v::BP, 1),
         4 => software(regs, cpu, 4, 1),
         6 => emulate::invalid_opcode(regs, cpu),
@@ -88,10 +90,11 @@ fn page_fault(regs: &mut Regs, cpu: &mut Cpu) {
     };
     if (HYPERVISOR_START..HYPERVISOR_END).contains(&address) {
         // A descriptor load touched a page of the LDT window that is not mapped yet.
-        if error & PFEC_USER == 0 && map_ldt(running, address) {
+        let descriptor_load = error & PFEC_USER == 0;
+        if descriptor_load && map_ldt(running, address) {
             return;
         }
-        return match guest_ldt_address(running, address) {
+        return match guest_ldt_address(running, address).filter(|_| descriptor_load) {
             Some(va) => cpu.inject(regs, Trap::page_fault(va, error & !PFEC_USER)),
             None => deliver_page_fault(regs, cpu, address, error),
         };
@@ -111,7 +114,6 @@ fn deliver_page_fault(regs: &mut Regs, cpu: &mut Cpu, address: u64, error: u32) 
     let Some(running) = &mut cpu.running else {
         return;
     };
-    set_guest_cr2(&running.domain, running.id, address);
     let error = page_fault_error(error, running.state.pv.in_kernel);
     cpu.inject(regs, Trap::page_fault(address, error));
 }
@@ -159,6 +161,15 @@ fn map_ldt(running: &mut Running, address: u64) -> bool {
     true
 }
 
+/// Maps the LDT page that `selector` needs, before it is loaded on the guest's behalf.
+pub fn prepare_selector(running: &mut Running, selector: u16) {
+    const IN_LDT: u16 = 4;
+    if selector & IN_LDT != 0 {
+        let offset = u64::from(selector & !7);
+        map_ldt(running, window::ldt_address(offset));
+    }
+}
+
 /// The guest's own address for an address in its LDT window.
 fn guest_ldt_address(running: &Running, address: u64) -> Option<u64> {
     let page = window::ldt_page_of(address)? as u64;
@@ -167,8 +178,8 @@ fn guest_ldt_address(running: &Running, address: u64) -> Option<u64> {
             .state
             .ldt_base
             .element(page, philoxen_abi::PAGE_SIZE)
-            .0
-            + (address & 0xfff),
+            .add(address & 0xfff)
+            .0,
     )
 }
 
@@ -182,9 +193,13 @@ pub fn return_failed(regs: &mut Regs, cpu: &mut Cpu) {
     if vector == u32::from(v::PF) && map_ldt(running, asm::read_cr2()) {
         return;
     }
-    warn!(
+    guest_log!(
+        Level::Warning,
         "d{}v{}: return to {:04x}:{:016x} failed with exception {vector:#x} ({error:#x})",
-        running.domain.id.0, running.id.0, regs.cs, regs.rip
+        running.domain.id.0,
+        running.id.0,
+        regs.cs,
+        regs.rip
     );
     failsafe(regs, cpu);
 }

@@ -39,37 +39,75 @@ struct Count {
     mistyped: bool,
 }
 
+/// Counts of a run of frames from `base`.
+struct Window {
+    base: u64,
+    counts: Vec<Count>,
+}
+
+impl Window {
+    /// Room for `len` frames, or for as many as memory allows by halving.
+    fn new(mut len: u64) -> Result<Self> {
+        let mut counts = Vec::new();
+        while counts.try_reserve_exact(len as usize).is_err() {
+            len /= 2;
+            if len < MIN_WINDOW {
+                return Err(Errno::ENOMEM);
+            }
+        }
+        counts.resize(len as usize, Count::default());
+        Ok(Self { base: 0, counts })
+    }
+    fn get(&mut self, mfn: Mfn) -> Option<&mut Count> {
+        self.counts.get_mut(mfn.0.checked_sub(self.base)? as usize)
+    }
+}
+
+/// Fewest frames that a pass is worth.
+const MIN_WINDOW: u64 = 4096;
+
 /// Recounts; `held` lists references held elsewhere; `report` is called for each frame that is wrong, in order.
 /// Returns how many.
 ///
+/// Takes 12 bytes per frame; with less memory the frames are counted in several passes over all tables.
+///
 /// # Errors
-/// `ENOMEM` if there is no memory for the counters (12 bytes per frame).
+/// `ENOMEM` if there is no memory for the counters of even a few thousand frames.
 pub fn audit<M: Machine>(
     machine: M,
-    held: impl Iterator<Item = (Mfn, Held)>,
+    held: &[(Mfn, Held)],
     mut report: impl FnMut(Wrong),
 ) -> Result<u64> {
     let frames = machine.frames();
-    let mut counts: Vec<Count> = Vec::new();
-    counts
-        .try_reserve_exact(frames.len() as usize)
-        .map_err(|_| Errno::ENOMEM)?;
-    counts.resize(frames.len() as usize, Count::default());
-    for index in 0..frames.len() {
-        count_frame(machine, Mfn(index), &mut counts);
-    }
-    for (mfn, held) in held {
-        if let Some(count) = counts.get_mut(mfn.0 as usize) {
-            match held {
-                Held::General => count.general = count.general.wrapping_add(1),
-                Held::Typed => count.typed = count.typed.wrapping_add(1),
+    let mut window = Window::new(frames.len().max(MIN_WINDOW))?;
+    let mut wrong = 0;
+    while window.base < frames.len() {
+        window.counts.fill(Count::default());
+        for index in 0..frames.len() {
+            count_frame(machine, Mfn(index), &mut window);
+        }
+        for (mfn, held) in held {
+            if let Some(count) = window.get(*mfn) {
+                match held {
+                    Held::General => count.general = count.general.wrapping_add(1),
+                    Held::Typed => count.typed = count.typed.wrapping_add(1),
+                }
             }
         }
+        wrong += compare(machine, &window, &mut report);
+        window.base = window.base.saturating_add(window.counts.len() as u64);
     }
+    Ok(wrong)
+}
+
+/// Reports the frames of a counted window whose stored counts are others; returns how many.
+fn compare<M: Machine>(machine: M, window: &Window, report: &mut impl FnMut(Wrong)) -> u64 {
     let mut wrong = 0;
-    for (index, count) in counts.iter().enumerate() {
-        let mfn = Mfn(index as u64);
-        let Some(frame) = frames.get(mfn) else { break };
+    for (index, count) in (window.base..).zip(&window.counts) {
+        let mfn = Mfn(index);
+        let Some(frame) = machine.frames().get(mfn) else {
+            break;
+        };
         let (kind, owner) = (frame.kind(), frame.owner());
         if !owner.is_guest() {
             continue;
@@ -86,17 +124,17 @@ pub fn audit<M: Machine>(
             });
         }
     }
-    Ok(wrong)
+    wrong
 }
 
-fn count_frame<M: Machine>(machine: M, mfn: Mfn, counts: &mut [Count]) {
+fn count_frame<M: Machine>(machine: M, mfn: Mfn, window: &mut Window) {
     let frames = machine.frames();
     let Some(frame) = frames.get(mfn) else { return };
     let (word, owner) = (frame.kind(), frame.owner());
     if !owner.is_guest() {
         return;
     }
-    if let Some(count) = counts.get_mut(mfn.0 as usize) {
+    if let Some(count) = window.get(mfn) {
         count.typed += u32::from(word.is_pinned());
         count.general += u32::from(word.holds_general());
         count.general += u32::from(owner.is_allocated()) + u32::from(owner.is_shared());
@@ -112,8 +150,7 @@ fn count_frame<M: Machine>(machine: M, mfn: Mfn, counts: &mut [Count]) {
             continue;
         }
         let target = entry::mfn(raw);
-        let (Some(count), Some(frame)) = (counts.get_mut(target.0 as usize), frames.get(target))
-        else {
+        let (Some(count), Some(frame)) = (window.get(target), frames.get(target)) else {
             continue;
         };
         if !frame.owner().is_guest() {

@@ -9,7 +9,7 @@
 use crate::machine::{Cx, DomainMemory, Domains, Machine};
 use crate::reservation::{max_order, own, take_clean};
 use crate::validate::free;
-use crate::word::{OwnerWord, TypeWord};
+use crate::word::{Kind, OwnerWord, TypeWord};
 use core::mem::offset_of;
 use philoxen_abi::hypercall::Budget;
 use philoxen_abi::memory::{MemoryExchange, address_bits, op};
@@ -151,6 +151,9 @@ fn one_chunk<M: Machine, G: GuestMemory>(
         }
         while let Some(mfn) = given.pop(machine) {
             if let Some(frame) = machine.frames().get(mfn) {
+                // The list used the type word for its links: whether an old writable translation is still about is not
+                // known any more, so the next use as a table flushes.
+                frame.set_kind(TypeWord::idle(Kind::None, machine.tlb_clock()));
                 frame.set_owner(OwnerWord::allocated(plan.domain.id()));
             }
         }

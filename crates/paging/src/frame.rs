@@ -193,6 +193,18 @@ impl Frame {
             }
         }
     }
+    /// Takes the sharing mark from a frame; true if the caller now holds the hypervisor's reference.
+    pub fn unshare_hypervisor(&self) -> bool {
+        loop {
+            let word = self.owner();
+            if !word.is_guest() || !word.is_shared() {
+                return false;
+            }
+            if self.swap_owner(word, word.unshared()) {
+                return true;
+            }
+        }
+    }
     /// Makes a frame that outlives its owner belong to nobody: it can be released but no longer be taken.
     pub fn orphan(&self, domain: DomId) {
         loop {
@@ -255,7 +267,9 @@ impl FrameTable {
     /// Boot: makes `count` frames from `start`, which nobody uses, as if they were not RAM: device memory.
     pub fn set_not_ram(&self, start: Mfn, count: u64) {
         for index in start.0..start.0.saturating_add(count) {
-            let Some(frame) = self.get(Mfn(index)) else { return };
+            let Some(frame) = self.get(Mfn(index)) else {
+                return;
+            };
             frame.set_kind(TypeWord(0));
             frame.set_owner(OwnerWord(0));
         }

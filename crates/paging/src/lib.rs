@@ -20,6 +20,7 @@ pub mod emulate;
 pub mod entry;
 mod exchange;
 pub mod frame;
+pub mod grant;
 pub mod machine;
 mod memory_info;
 pub mod mmu_update;

@@ -42,9 +42,9 @@ pub enum IoAccess {
 
 /// The machine as this crate sees it; a zero-sized handle in production.
 ///
-/// The TLB clock counts whole-TLB flushes of all processors: a processor advances it *before* it flushes and then
-/// remembers the new value as its own. A translation removed before the clock read `t` is gone from every
-/// processor that flushed with a value above `t`.
+/// The TLB clock orders removals of translations and whole-TLB flushes. A removal takes a stamp, which advances the clock; a
+/// processor notes the clock before each flush. A translation removed at stamp `t` is gone from every processor
+/// whose note is above `t`.
 pub trait Machine: Copy {
     /// The frame table.
     fn frames(&self) -> FrameTable;

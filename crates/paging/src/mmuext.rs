@@ -62,6 +62,9 @@ pub fn mmuext_op<M: Machine, D: Domains, G: GuestMemory>(
     batch.finish(memory, done, Ok(()))
 }
 
+/// Budget units of writing back all caches: some hundred microseconds.
+const CACHE_FLUSH_COST: u32 = 2048;
+
 #[inline]
 fn one<M: Machine, D: Domains, G: GuestMemory>(
     cx: &Cx<'_, M, D>,
@@ -83,6 +86,10 @@ fn one<M: Machine, D: Domains, G: GuestMemory>(
                 cx.roots.set_deferred(Some(mfn));
             }
             Ok(())
+        }
+        cmd::FLUSH_CACHE | cmd::FLUSH_CACHE_GLOBAL => {
+            budget.spend(CACHE_FLUSH_COST);
+            Ok(other(cx, memory, domain, op)?)
         }
         _ => Ok(other(cx, memory, domain, op)?),
     }

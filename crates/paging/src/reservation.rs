@@ -193,6 +193,15 @@ pub fn alloc_shared<M: Machine>(machine: M, domain: &DomainMemory) -> Option<Mfn
     Some(mfn)
 }
 
+/// Undoes [`share_frame`]: the hypervisor lets go of the frame, which is freed once the guest's mappings are gone too.
+pub fn unshare_frame<M: Machine>(machine: M, mfn: Mfn) {
+    if let Some(frame) = machine.frames().get(mfn)
+        && frame.unshare_hypervisor()
+    {
+        put_frame(machine, mfn, frame);
+    }
+}
+
 /// Takes frames away from `domain`, which gives them up.
 fn give_back<M: Machine>(machine: M, domain: &DomainMemory, start: Mfn, count: u32) -> Result<()> {
     for index in 0..u64::from(count) {

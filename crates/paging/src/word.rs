@@ -436,6 +436,10 @@ impl OwnerWord {
             None
         }
     }
+    /// The word once the hypervisor no longer shares the frame; its reference is still to be dropped.
+    pub const fn unshared(self) -> Self {
+        Self(self.0 & !SHARED)
+    }
     /// The word with another owner.
     pub const fn with_owner(self, owner: DomId) -> Self {
         Self(self.0 & !DOM | (owner.0 as u64) << DOM_SHIFT)

@@ -114,6 +114,13 @@ impl<P: EoiPage> DomainIrqs<P> {
         })
     }
 
+    /// Shows the shared page, if there is one: for the page audit.
+    pub fn with_page(&self, show: impl FnOnce(&P)) {
+        if let Some(page) = &self.table.lock().page {
+            show(page);
+        }
+    }
+
     /// Number of PIRQs (also those not mapped).
     pub fn nr_pirqs(&self) -> u32 {
         self.table.lock().pirqs.len() as u32

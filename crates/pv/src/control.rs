@@ -11,8 +11,6 @@ pub const CR0_TS: u64 = 1 << 3;
 /// The bits of CR0 that a guest always sees set: PE, MP, ET, NE, WP, AM, PG.
 pub const CR0_FIXED: u64 = CR0_PE | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
 
-/// CR4.TSD: RDTSC is for the kernel.
-pub const CR4_TSD: u64 = 1 << 2;
 /// CR4.DE: DR4 and DR5 are not DR6 and DR7.
 pub const CR4_DE: u64 = 1 << 3;
 /// CR4.PAE.
@@ -30,7 +28,7 @@ pub const CR4_OSXSAVE: u64 = 1 << 18;
 /// Bits a guest always sees set and whose clearing is ignored.
 pub const CR4_FIXED: u64 = CR4_PAE | CR4_MCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
 /// Bits that follow the guest, where its CPUID shows the feature.
-pub const CR4_GUEST: u64 = CR4_TSD | CR4_DE | CR4_FSGSBASE | CR4_OSXSAVE;
+pub const CR4_GUEST: u64 = CR4_DE | CR4_FSGSBASE | CR4_OSXSAVE;
 
 /// What MOV from CR0 returns; `ts` is the guest's TS.
 pub const fn cr0_view(ts: bool) -> u64 {
@@ -55,7 +53,7 @@ pub struct Cr4Policy {
 impl Cr4Policy {
     /// A policy for a domain with these features. FSGSBASE is hidden by default (see [`crate::cpuid::CpuidConfig::fsgsbase`]).
     pub const fn new(xsave: bool, fsgsbase: bool) -> Self {
-        let mut allowed = CR4_FIXED | CR4_TSD | CR4_DE;
+        let mut allowed = CR4_FIXED | CR4_DE;
         if xsave {
             allowed |= CR4_OSXSAVE;
         }
@@ -74,16 +72,6 @@ impl Cr4Policy {
     /// guesses wrong reads the truth back.
     pub const fn write(self, value: u64) -> u64 {
         (value & self.allowed) | CR4_FIXED
-    }
-
-    /// Bits of the real CR4 to have while the guest runs in the given mode with this CR4. TSD is for its user mode: the
-    /// kernel, in ring 3 as well, would fault on RDTSC. `base` is the hypervisor's own CR4, without TSD, DE, FSGSBASE.
-    pub const fn hardware(base: u64, guest: u64, in_kernel: bool) -> u64 {
-        let mut cr4 = base | (guest & (CR4_DE | CR4_FSGSBASE));
-        if !in_kernel {
-            cr4 |= guest & CR4_TSD;
-        }
-        cr4
     }
 }
 
@@ -129,8 +117,6 @@ mod tests {
         assert_eq!(without.write(0x50660), 0x660);
         // SMEP, SMAP, PCIDE, VMXE, LA57, PKE, PGE, PSE, UMIP never.
         assert_eq!(with.write(u64::MAX) & !(CR4_FIXED | CR4_GUEST), 0);
-        assert_eq!(Cr4Policy::hardware(0x6f0, CR4_TSD, true), 0x6f0);
-        assert_eq!(Cr4Policy::hardware(0x6f0, CR4_TSD, false), 0x6f0 | CR4_TSD);
     }
 
     #[test]

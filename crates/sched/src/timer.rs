@@ -19,7 +19,12 @@ pub enum TimerKind {
     Poll = 2,
     /// End of the scheduler's slice.
     Slice = 3,
+    /// A watchdog of the domain (kept by its first vCPU).
+    Watchdog = 4,
 }
+
+/// Places kept for each vCPU.
+const KINDS: u32 = 8;
 
 /// A deadline's owner: a vCPU and a kind.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -28,21 +33,22 @@ pub struct TimerKey(u32);
 impl TimerKey {
     /// The deadline `kind` of `vcpu`.
     pub const fn new(vcpu: VcpuKey, kind: TimerKind) -> Self {
-        Self(vcpu.0.wrapping_mul(4).wrapping_add(kind as u32))
+        Self(vcpu.0.wrapping_mul(KINDS).wrapping_add(kind as u32))
     }
 
     /// The vCPU.
     pub const fn vcpu(self) -> VcpuKey {
-        VcpuKey(self.0 / 4)
+        VcpuKey(self.0 / KINDS)
     }
 
     /// The kind.
     pub const fn kind(self) -> TimerKind {
-        match self.0 % 4 {
+        match self.0 % KINDS {
             0 => TimerKind::Singleshot,
             1 => TimerKind::Periodic,
             2 => TimerKind::Poll,
-            _ => TimerKind::Slice,
+            3 => TimerKind::Slice,
+            _ => TimerKind::Watchdog,
         }
     }
 }
@@ -72,7 +78,9 @@ impl TimerQueue {
     /// # Errors
     /// `ENOMEM`.
     pub fn reserve(&mut self, vcpu: VcpuKey) -> Result<()> {
-        let keys = (vcpu.0 as usize).saturating_add(1).saturating_mul(4);
+        let keys = (vcpu.0 as usize)
+            .saturating_add(1)
+            .saturating_mul(KINDS as usize);
         let more = keys.saturating_sub(self.place.len());
         self.place.try_reserve(more).map_err(|_| Errno::ENOMEM)?;
         let missing = keys.saturating_sub(self.heap.len());

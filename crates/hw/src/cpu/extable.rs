@@ -6,6 +6,7 @@
 //! An interrupt can only arrive in the idle wait, and is recorded for it.
 
 use super::{asm, percpu};
+use crate::dev::watchdog;
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_pv::Regs;
 
@@ -43,11 +44,19 @@ extern "C" fn philoxen_hypervisor_trap(regs: &mut Regs) {
     match vector {
         2 => {
             NMIS.fetch_add(1, Ordering::Relaxed);
+            if watchdog::is_stuck(percpu::cpu_id()) {
+                // SAFETY: the binary defines it with this signature (crates/hypervisor/src/entry.rs).
+                unsafe { philoxen_fatal(regs, asm::read_cr2()) }
+            }
         }
         // A guest can arrange #DB at our first instruction (MOV SS with a breakpoint, or TF with SYSENTER): go on without.
-        1 => regs.rflags &= !0x100,
+        1 => {
+            regs.rflags &= !0x100;
+            super::state::take_dr6();
+        }
         0x20..=0xff => percpu::record_interrupt(vector as u8),
-        _ => match fixup(regs.rip) {
+        // Segment and page faults, #GP, #SS and #AC may be on a guest's account; nothing else is.
+        vector => match fixup(regs.rip).filter(|_| matches!(vector, 10..=14 | 17)) {
             Some(target) => {
                 regs.rip = target;
                 percpu::note_fault(regs.vector, regs.error_code);

@@ -88,6 +88,13 @@ pub(super) fn enable() {
         }
         // SAFETY: a supported combination: x87 and SSE always, AVX-512 only with all its parts.
         unsafe { asm::xsetbv0(xcr0) };
+        // The save areas are of one size; a processor with more components than we enable fits as well.
+        let needed = asm::cpuid(0xd, 0)[1] as usize;
+        if needed > super::state::AREA_SIZE {
+            crate::boot::stop(format_args!(
+                "This processor's extended state takes {needed} bytes, more than Philoxen keeps."
+            ));
+        }
         XCR0.store(xcr0, Ordering::Relaxed);
     }
     SMAP.store(smap, Ordering::Relaxed);

@@ -19,7 +19,7 @@ pub mod window;
 pub use entry::{
     VECTOR_SYSCALL, VECTOR_SYSCALL32, VECTOR_SYSENTER, enter_first_guest, on_main_stack,
 };
-pub use percpu::{CpuId, MAX_CPUS, cpu_id};
+pub use percpu::{CpuId, MAX_CPUS, cpu_id, cpu_id_or_boot};
 
 /// Brings this processor to the state every entry and exit relies on: tables, control registers, SYSCALL MSRs.
 ///

@@ -122,9 +122,20 @@ fn block() -> &'static Block {
     unsafe { &*(address as *const Block) }
 }
 
+/// Number of the processor that runs this; 0 as long as it is on the boot stack.
+pub fn cpu_id_or_boot() -> CpuId {
+    let here = 0u8;
+    let end = AREA_BASE + MAX_CPUS as u64 * AREA_STRIDE;
+    if (AREA_BASE..end).contains(&((&raw const here) as u64)) {
+        cpu_id()
+    } else {
+        0
+    }
+}
+
 /// True if two words at `address` lie on a mapped stack of this processor.
 pub(super) fn on_stack(address: u64) -> bool {
-    let area = area(cpu_id());
+    let area = area(cpu_id_or_boot());
     let Some(offset) = address.checked_sub(area) else {
         return false;
     };

@@ -16,7 +16,7 @@ const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 const MSR_TSC_AUX: u32 = 0xc000_0103;
 
 /// Bytes of a save area: legacy and header (576), AVX, and AVX-512 in the standard format.
-const AREA_SIZE: usize = 2752;
+pub(super) const AREA_SIZE: usize = 2752;
 /// Initial x87 control word.
 const FCW_INITIAL: u16 = 0x37f;
 /// Initial MXCSR.

@@ -71,6 +71,11 @@ pub fn map_ldt_page(page: usize, frame: Mfn) {
     }
 }
 
+/// Address of byte `offset` of this processor's LDT.
+pub fn ldt_address(offset: u64) -> u64 {
+    percpu::ldt_window(percpu::cpu_id()) + offset
+}
+
 /// Page of this processor's LDT that address `va` lies in, if it lies in the LDT window.
 pub fn ldt_page_of(va: u64) -> Option<usize> {
     let offset = va.checked_sub(percpu::ldt_window(percpu::cpu_id()))?;

@@ -13,6 +13,7 @@ pub mod port;
 mod power;
 pub mod timer;
 pub mod vectors;
+pub mod watchdog;
 
 use crate::memory;
 use core::fmt;
@@ -170,8 +171,20 @@ impl Chip for Machine {
 
 /// The window for a 32-bit register at physical address `address`.
 fn aligned(address: u64) -> Result<mmio::Window> {
-    if !address.is_multiple_of(4) {
+    if !address.is_multiple_of(4) || is_interrupt_controller(address) {
         return Err(philoxen_abi::Errno::EINVAL);
     }
     mmio::page(address)
+}
+
+/// True for the page of a local or I/O APIC: nobody's message tables are there, whatever a device claims.
+fn is_interrupt_controller(address: u64) -> bool {
+    let page = address & !0xfff;
+    acpi_tables().is_none_or(|acpi| {
+        acpi.local_apic & !0xfff == page
+            || acpi
+                .io_apics
+                .iter()
+                .any(|unit| unit.address & !0xfff == page)
+    })
 }

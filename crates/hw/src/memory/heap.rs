@@ -13,7 +13,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::null_mut;
 use philoxen_abi::{Mfn, PAGE_SIZE};
 use philoxen_paging::frame::Frame;
-use philoxen_paging::word::{OwnerWord, TypeWord};
+use philoxen_paging::word::{NO_LINK, OwnerWord, TypeWord};
 use spin::Mutex;
 
 /// Object sizes: 16 << class.
@@ -21,7 +21,7 @@ const CLASSES: usize = 8;
 const SMALLEST: usize = 16;
 const LARGEST: usize = SMALLEST << (CLASSES - 1);
 /// No page, no object.
-const END: u64 = 0xffff_ffff;
+const END: u64 = NO_LINK as u64;
 const NO_OBJECT: u64 = 0x3ff;
 
 /// The size class of a request, `None` if it takes whole frames.
@@ -53,12 +53,12 @@ impl Slab {
 }
 
 fn links(frame: &Frame) -> (u64, u64) {
-    let word = frame.kind().0;
-    (word >> 32, word & END)
+    let (prev, next) = frame.kind().as_links();
+    (prev.into(), next.into())
 }
 
 fn set_links(frame: &Frame, prev: u64, next: u64) {
-    frame.set_kind(TypeWord(prev << 32 | next));
+    frame.set_kind(TypeWord::links(prev as u32, next as u32));
 }
 
 /// Figures of the heap.

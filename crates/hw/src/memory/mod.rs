@@ -144,18 +144,17 @@ pub fn set_flush_since(flush: fn(u64)) {
 
 /// A block of 2^`order` frames for the hypervisor, no longer reachable by any TLB; its content is arbitrary.
 fn alloc_frames(order: u32) -> Option<Mfn> {
+    alloc_cut(1 << order, order)
+}
+
+/// The first `count` frames of a block of 2^`order` for the hypervisor; the others go back at once, as dirty as they came.
+fn alloc_cut(count: u64, order: u32) -> Option<Mfn> {
     let block = BUDDY.lock().alloc_block(frames(), order, 0)?;
     if let Some(flush) = FLUSH.get() {
         flush(block.stamp);
     }
+    give_back(block.start.0 + count, (1 << order) - count, block.dirty);
     Some(block.start)
-}
-
-/// The first `count` frames of a block of 2^`order` for the hypervisor; the others go back at once.
-fn alloc_cut(count: u64, order: u32) -> Option<Mfn> {
-    let start = alloc_frames(order)?;
-    give_frames(start.0 + count, (1 << order) - count);
-    Some(start)
 }
 
 /// `count` consecutive frames for the hypervisor.
@@ -165,11 +164,16 @@ fn alloc_run(count: u64) -> Option<Mfn> {
 
 /// Gives `count` frames of the hypervisor's from `start` to the allocator, in the largest pieces that alignment allows.
 fn give_frames(start: u64, count: u64) {
+    give_back(start, count, false);
+}
+
+/// As [`give_frames`], with whether a domain's data may be in them.
+fn give_back(start: u64, count: u64, dirty: bool) {
     let mut buddy = BUDDY.lock();
     let (mut at, end) = (start, start + count);
     while at < end {
         let order = at.trailing_zeros().min((end - at).ilog2()).min(MAX_ORDER);
-        buddy.free(frames(), Mfn(at), order);
+        buddy.free_block(frames(), Mfn(at), order, dirty, 0);
         at += 1 << order;
     }
 }

@@ -12,7 +12,7 @@ const READ: u64 = 1;
 /// Bytes taken from the guest at a time.
 const CHUNK: usize = 128;
 /// Bytes written before others get their turn: the line is slow.
-const MAX_WRITE: u64 = 4096;
+const MAX_WRITE: u64 = 256;
 
 /// `console_io(cmd, count, buffer)`. Domains other than 0 have consoles of their own: `EPERM`.
 pub fn console_io(running: &Running, cmd: u64, count: u64, buffer: u64) -> Flow {

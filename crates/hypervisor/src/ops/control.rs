@@ -2,7 +2,7 @@
 //! The vCPU's own processor state: trap table, callbacks, stacks, descriptor tables, segment bases, debug registers, FPU.
 
 use crate::cpu::Running;
-use crate::paging;
+use crate::{paging, traps};
 use philoxen_abi::arch::{self, TrapInfo};
 use philoxen_abi::callback::{
     CALLBACKOP_REGISTER, CALLBACKOP_UNREGISTER, CallbackRegister, CallbackUnregister,
@@ -114,7 +114,7 @@ pub fn fpu_taskswitch(running: &mut Running, set: u64) -> Result<i64> {
 
 /// `set_segment_base(which, base)`. In a hypercall the guest is in kernel mode: its user GS base is the inactive one.
 #[inline]
-pub fn set_segment_base(which: u64, base: u64) -> Result<i64> {
+pub fn set_segment_base(running: &mut Running, which: u64, base: u64) -> Result<i64> {
     if which != arch::SEGBASE_GS_USER_SEL && !philoxen_abi::addr::is_canonical(base) {
         return Err(Errno::EINVAL);
     }
@@ -124,6 +124,7 @@ pub fn set_segment_base(which: u64, base: u64) -> Result<i64> {
         arch::SEGBASE_GS_KERNEL => state::set_gs_base(base),
         arch::SEGBASE_GS_USER_SEL => {
             // A selector the guest's tables do not have becomes null, as the failsafe path would make it.
+            traps::prepare_selector(running, base as u16);
             state::load_user_gs_selector(base as u16);
         }
         _ => return Err(Errno::EINVAL),

@@ -11,8 +11,8 @@ use philoxen_hw::boot;
 use philoxen_hw::cpu::guest::LoadedGuest;
 
 /// `VMASST_TYPE_*` that exist for 64-bit PV guests: 4gb_segments (0), 4gb_segments_notify (1), writable_pagetables (2),
-/// pae_extended_cr3 (3), architectural_iopl (4), runstate_update_flag (5), m2p_strict (32).
-const ASSISTS: u64 = 0x3f | 1 << 32;
+/// pae_extended_cr3 (3), architectural_iopl (4), runstate_update_flag (5).
+const ASSISTS: u64 = 0x3f;
 const ASSIST_PAE_EXTENDED_CR3: u32 = 3;
 const ASSIST_ARCHITECTURAL_IOPL: u64 = 4;
 /// `xen_version` texts.
@@ -55,6 +55,7 @@ pub fn xen_version(running: &Running, cmd: u64, arg: u64) -> Result<i64> {
         }
         op::PAGESIZE => return Ok(PAGE_SIZE as i64),
         op::GUEST_HANDLE => LoadedGuest.write(arg, &abi::GuestHandle([0; 16]))?,
+        op::COMMANDLINE if !running.domain.privileged => return Err(Errno::EPERM),
         op::COMMANDLINE => {
             let line = boot::info().map_or("", |info| info.command_line());
             LoadedGuest.write(arg, &abi::text::<1024>(line))?;

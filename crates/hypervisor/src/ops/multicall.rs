@@ -10,6 +10,8 @@ use philoxen_hw::cpu::guest::LoadedGuest;
 
 /// Bytes of one entry: op, result, six arguments.
 const ENTRY_SIZE: u64 = 64;
+/// Entries done before interrupts get their turn.
+const MAX_AT_ONCE: u64 = 32;
 /// Offset of the result.
 const RESULT: u64 = 8;
 /// Offset of the arguments.
@@ -24,7 +26,7 @@ pub fn run(cpu: CpuId, running: &mut Running, list: u64, count: u64) -> Flow {
     for index in 0..count {
         let entry = GuestVa(list).element(index, ENTRY_SIZE);
         // The first entry always runs, so a restarted batch makes progress.
-        if index != 0 && cpu::work_pending(cpu) {
+        if index != 0 && (index == MAX_AT_ONCE || cpu::work_pending(cpu)) {
             return Flow::Again([entry.0, count - index, 0, 0, 0]);
         }
         let [op, _result, a, b, c, d, e, _f]: [u64; 8] = match LoadedGuest.read(entry) {

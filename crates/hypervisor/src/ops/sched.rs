@@ -24,7 +24,7 @@ pub fn sched_op(cpu: CpuId, running: &mut Running, cmd: u64, arg: u64) -> Flow {
         op::SHUTDOWN => return shutdown(running, arg).into(),
         op::SHUTDOWN_CODE => return LoadedGuest.read::<abi::Shutdown>(arg).map(|_| 0).into(),
         op::REMOTE_SHUTDOWN => return remote_shutdown(running, arg).into(),
-        op::WATCHDOG => return crate::watchdog::domain_op(running, arg).into(),
+        op::WATCHDOG => return crate::watchdog::domain_op(cpu, running, arg).into(),
         op::PIN_OVERRIDE => {
             return if running.domain.privileged {
                 Errno::ENOSYS

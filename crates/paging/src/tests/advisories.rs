@@ -553,12 +553,13 @@ fn descriptors_are_written_checked_and_only_to_own_frames() {
         philoxen_abi::Flow::Done(value) => value,
         philoxen_abi::Flow::Again(_) => panic!("never preempted"),
     };
+    // The fake's rule adds bit 1, as the real one raises the privilege.
     assert_eq!(update(first + 9, 16, 0x40), 0);
-    assert_eq!(fake.peek(first + 9, 2), 0x40);
+    assert_eq!(fake.peek(first + 9, 2), 0x42);
     assert_eq!(fake.set(0, first + 3, 9, 0), 0);
     get_page_segdesc(fake, Mfn(first + 9), DomId(0)).unwrap();
     assert_eq!(update(first + 9, 24, 0x80), 0);
-    assert_eq!(fake.peek(first + 9, 3), 0x80);
+    assert_eq!(fake.peek(first + 9, 3), 0x82);
     for (page, offset, value) in [
         (first + 9, 24, 0x81),
         (first + 9, 4, 0x80),
@@ -573,5 +574,33 @@ fn descriptors_are_written_checked_and_only_to_own_frames() {
         );
     }
     put_page_segdesc(fake, Mfn(first + 9));
+    fake.check();
+}
+
+/// 241: a refused exchange must not lose the time of a frame's last writable mapping.
+#[test]
+fn a_refused_exchange_keeps_stale_translations_in_mind() {
+    let (fake, first) = running();
+    fake.speculate();
+    assert_eq!(fake.set(0, first + 3, 12, 0), 0);
+    // Frame 12 is unmapped but not flushed, 14 is mapped still: two single frames for one of order 1 are refused.
+    let mut words = [
+        VA + 72,
+        2,
+        0,
+        SELF,
+        VA + 104,
+        1,
+        1,
+        SELF,
+        0,
+        first + 12,
+        first + 14,
+        0,
+        0,
+        40,
+    ];
+    assert_eq!(fake.memory(u32::MAX, 0, op::EXCHANGE, &mut words), EINVAL);
+    assert_eq!(fake.ext(0, mmuext::PIN_L1_TABLE, first + 12), 0);
     fake.check();
 }

@@ -188,11 +188,10 @@ impl Fake {
             .iter()
             .map(|&(mfn, held, _)| (mfn, held))
             .collect();
-        let wrong = audit(
-            self,
-            roots.map(|root| (root, Held::Typed)).chain(held),
-            |wrong| std::println!("{wrong:?} {:?}", self.frame(wrong.mfn.0)),
-        );
+        let held: Vec<_> = roots.map(|root| (root, Held::Typed)).chain(held).collect();
+        let wrong = audit(self, &held, |wrong| {
+            std::println!("{wrong:?} {:?}", self.frame(wrong.mfn.0))
+        });
         assert_eq!(wrong, Ok(0));
         for mfn in 0..FRAMES {
             let word = self.frame(mfn).kind();

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The hypervisor's own watchdog (`watchdog` on the command line): an NMI every second that looks whether processors still
+//! come out of the hypervisor.
+//!
+//! Source of the NMI: a periodic comparator of the HPET (IA-PC HPET Specification 1.0a, section 2.3.9), whose I/O APIC pin is
+//! programmed to deliver NMIs to every processor. A processor leaves a mark whenever it returns to a guest or idles;
+//! one that was found in the hypervisor [`PATIENCE`] times without a new mark is stuck.
+
+use super::ioapic;
+use super::mmio::Window;
+use crate::cpu::{CpuId, MAX_CPUS};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// NMIs without a sign of life that are one too many.
+const PATIENCE: u64 = 5;
+const PERIOD_MS: u64 = 1000;
+const FEMTOSECONDS_PER_MS: u64 = 1_000_000_000_000;
+
+const CAPABILITIES: u64 = 0;
+const CONFIG: u64 = 0x10;
+const COUNTER: u64 = 0xf0;
+const fn timer_config(timer: u64) -> u64 {
+    0x100 + 0x20 * timer
+}
+const fn timer_comparator(timer: u64) -> u64 {
+    timer_config(timer) + 8
+}
+const TIMER_ENABLE: u32 = 1 << 2;
+const TIMER_PERIODIC: u32 = 1 << 3;
+const TIMER_CAN_BE_PERIODIC: u32 = 1 << 4;
+const TIMER_SET_VALUE: u32 = 1 << 6;
+const TIMER_32_BITS: u32 = 1 << 8;
+/// I/O APIC entry: deliver as NMI, to all processors.
+const ROUTE_NMI_TO_ALL: u64 = 4 << 8 | 0xff << 56;
+
+static RUNNING: AtomicBool = AtomicBool::new(false);
+/// Marks of each processor.
+static MARKS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+/// Mark that the last NMI in the hypervisor saw, and how many have seen it.
+static SEEN: [[AtomicU64; 2]; MAX_CPUS] = [const { [const { AtomicU64::new(0) }; 2] }; MAX_CPUS];
+
+/// Starts the watchdog; gives the GSI it uses, which nobody else may touch, or `None` if the machine has no timer for it.
+pub fn start() -> Option<u32> {
+    let address = super::acpi_tables()?.hpet?;
+    let window = Window::map(address, 0x400)?;
+    let period = u64::from(window.read32(CAPABILITIES + 4));
+    let ticks = u32::try_from(PERIOD_MS * FEMTOSECONDS_PER_MS / period.max(1)).ok()?;
+    let timers = u64::from(window.read32(CAPABILITIES) >> 8 & 0x1f) + 1;
+    let timer = (0..timers)
+        .find(|&timer| window.read32(timer_config(timer)) & TIMER_CAN_BE_PERIODIC != 0)?;
+    let routes = window.read32(timer_config(timer) + 4);
+    let gsi = (0..32)
+        .rev()
+        .find(|gsi| routes & 1 << gsi != 0 && ioapic::read(*gsi).is_some())?;
+    ioapic::write(gsi, ROUTE_NMI_TO_ALL);
+    let running = window.read32(CONFIG);
+    window.write32(CONFIG, running & !2 | 1);
+    let settings = TIMER_ENABLE | TIMER_PERIODIC | TIMER_SET_VALUE | TIMER_32_BITS | gsi << 9;
+    window.write32(timer_config(timer), settings);
+    window.write32(
+        timer_comparator(timer),
+        window.read32(COUNTER).wrapping_add(ticks),
+    );
+    // The second write after SET_VALUE is the period.
+    window.write32(timer_comparator(timer), ticks);
+    RUNNING.store(true, Ordering::Release);
+    Some(gsi)
+}
+
+/// Processor `cpu`, which runs this, shows that it is alive.
+#[inline(always)]
+pub fn mark(cpu: CpuId) {
+    if let Some(mark) = MARKS.get(cpu) {
+        // Only this processor writes it.
+        mark.store(
+            mark.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
+    }
+}
+
+/// An NMI found processor `cpu` in the hypervisor; true if it is stuck there.
+pub(crate) fn is_stuck(cpu: CpuId) -> bool {
+    let (Some(mark), Some([last, times])) = (MARKS.get(cpu), SEEN.get(cpu)) else {
+        return false;
+    };
+    let now = mark.load(Ordering::Relaxed);
+    if !RUNNING.load(Ordering::Acquire) || last.swap(now, Ordering::Relaxed) != now {
+        times.store(0, Ordering::Relaxed);
+        return false;
+    }
+    times.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Domains come and go: creation by the toolstack, vCPUs, pauses, destruction to the last frame.
+//!
+//! Invariant: destruction goes through the steps of [`Step`] in order, one processor at a time, and each step can be
+//! repeated; a domain leaves the list only when nothing of it is left but references that others hold.
+
+use crate::domain::{self, Config, Domain};
+use crate::host::Hv;
+use crate::irq::{DomainPirqs, IRQS};
+use crate::vcpu::{Vcpu, VcpuState};
+use crate::{schedule, time};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use philoxen_abi::domctl::TscInfo;
+use philoxen_abi::event::virq;
+use philoxen_abi::hypercall::Budget;
+use philoxen_abi::{DomId, Errno, Result, VcpuId};
+use philoxen_control::create::{Numbers, Wanted};
+use philoxen_control::info::Share;
+use philoxen_paging::{Progress, mmuext, relinquish, validate};
+use spin::Mutex;
+
+/// How far a domain's destruction has got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// Its vCPUs stop.
+    Stop,
+    /// Its event channels close.
+    Events,
+    /// Its vCPUs give back what they hold.
+    Vcpus,
+    /// Its memory goes.
+    Memory,
+    /// Nothing left to do.
+    Gone,
+}
+
+/// What the toolstack keeps in the hypervisor about a domain.
+pub struct Tool {
+    /// UUID.
+    pub handle: Mutex<[u8; 16]>,
+    /// It is the xenstore's domain.
+    pub xenstore: bool,
+    /// vCPUs it was made for.
+    pub max_vcpus: u32,
+    /// Pauses by the toolstack that were not undone; vCPUs are paused once while it is not 0. Also guards their creation
+    /// and the context that tools give them.
+    pub pauses: Mutex<u32>,
+    /// Weight and cap.
+    pub share: Mutex<Share>,
+    /// Seconds that its wall clock is ahead.
+    pub time_offset: AtomicI64,
+    /// How the toolstack wanted the TSC.
+    pub tsc: Mutex<TscInfo>,
+    /// Port that is notified when the domain suspends; 0 is none.
+    pub suspend_port: AtomicU32,
+    /// A debugger is attached.
+    pub debugged: AtomicBool,
+    step: Mutex<Step>,
+}
+
+impl Tool {
+    fn with_pauses(max_vcpus: u32, handle: [u8; 16], xenstore: bool, pauses: u32) -> Self {
+        Self {
+            handle: Mutex::new(handle),
+            xenstore,
+            max_vcpus,
+            pauses: Mutex::new(pauses),
+            share: Mutex::new(Share::DEFAULT),
+            time_offset: AtomicI64::new(0),
+            tsc: Mutex::new(TscInfo::default()),
+            suspend_port: AtomicU32::new(0),
+            debugged: AtomicBool::new(false),
+            step: Mutex::new(Step::Stop),
+        }
+    }
+
+    /// For a domain that runs as soon as it can: Domain 0.
+    pub fn running(max_vcpus: u32) -> Self {
+        Self::with_pauses(max_vcpus, [0; 16], false, 0)
+    }
+
+    /// For a domain that waits to be unpaused.
+    fn paused(wanted: &Wanted) -> Self {
+        Self::with_pauses(wanted.max_vcpus, wanted.handle, wanted.xenstore, 1)
+    }
+}
+
+static NUMBERS: Numbers = Numbers::new();
+
+/// Makes a domain with number `id` (0 or reserved: the next free one): paused, without vCPUs and memory.
+///
+/// # Errors
+/// `EEXIST` if the number is taken, `ENOMEM`, `EINVAL`.
+pub fn create(id: DomId, wanted: &Wanted) -> Result<Arc<Domain>> {
+    let id = NUMBERS.choose(id, |id| domain::find(id).is_some())?;
+    let domain = Domain::new(Config {
+        id,
+        privileged: false,
+        max_pages: 0,
+        max_vcpus: wanted.max_vcpus,
+        max_port: wanted.max_port,
+        pirqs: DomainPirqs::none(id),
+        tool: Tool::paused(wanted),
+    })?;
+    time::write_wall_clock(&domain);
+    if domain::add(domain.clone()) {
+        Ok(domain)
+    } else {
+        Err(Errno::EEXIST)
+    }
+}
+
+/// Makes all vCPUs of a domain; nothing if it has them.
+///
+/// # Errors
+/// `ENOMEM`, `ENOSPC` if there are too many, `EINVAL` if the domain dies.
+pub fn make_vcpus(domain: &Arc<Domain>) -> Result<()> {
+    let pauses = domain.tool.pauses.lock();
+    if !domain.vcpus().is_empty() {
+        return Ok(());
+    }
+    if domain.life.is_dying() {
+        return Err(Errno::EINVAL);
+    }
+    let count = domain.tool.max_vcpus;
+    let mut vcpus = Vec::new();
+    vcpus
+        .try_reserve_exact(count as usize)
+        .map_err(|_| Errno::ENOMEM)?;
+    for id in 0..count {
+        match schedule::new_key() {
+            Ok(key) => vcpus.push(Vcpu::new(VcpuId(id), key)),
+            Err(errno) => {
+                vcpus
+                    .iter()
+                    .for_each(|vcpu: &Vcpu| schedule::release_key(vcpu.key));
+                return Err(errno);
+            }
+        }
+    }
+    domain.set_vcpus(vcpus);
+    schedule::register(domain);
+    for vcpu in domain.vcpus() {
+        if *pauses != 0 {
+            schedule::pause(domain, vcpu.id);
+        }
+        if let Some(events) = domain.events.vcpu(vcpu.id) {
+            events.set_upcall_mask(&Hv, true);
+        }
+        time::write_time(domain, vcpu.id);
+    }
+    Ok(())
+}
+
+/// Pauses a domain on behalf of the toolstack.
+///
+/// # Errors
+/// `EINVAL` after 2^32 pauses or once the domain is dying.
+pub fn pause(domain: &Domain) -> Result<()> {
+    let mut pauses = domain.tool.pauses.lock();
+    if domain.life.is_dying() {
+        return Err(Errno::EINVAL);
+    }
+    let new = pauses.checked_add(1).ok_or(Errno::EINVAL)?;
+    if *pauses == 0 {
+        for vcpu in domain.vcpus() {
+            schedule::pause(domain, vcpu.id);
+        }
+    }
+    *pauses = new;
+    Ok(())
+}
+
+/// Undoes a pause by the toolstack; the first time, the domain begins to run.
+///
+/// # Errors
+/// `EINVAL` if the toolstack has not paused it or the domain is dying.
+pub fn unpause(domain: &Domain) -> Result<()> {
+    let mut pauses = domain.tool.pauses.lock();
+    if domain.life.is_dying() {
+        return Err(Errno::EINVAL);
+    }
+    let new = pauses.checked_sub(1).ok_or(Errno::EINVAL)?;
+    *pauses = new;
+    if new == 0 {
+        // Only the first time: later it is running, or shut down.
+        domain.life.start();
+        for vcpu in domain.vcpus() {
+            schedule::unpause(domain, vcpu.id);
+        }
+    }
+    Ok(())
+}
+
+/// Lets a domain that shut down go on (a suspend that was cancelled).
+pub fn resume(domain: &Domain) {
+    let _pauses = domain.tool.pauses.lock();
+    if domain.life.resume() {
+        for vcpu in domain.vcpus() {
+            schedule::unpause(domain, vcpu.id);
+        }
+    }
+}
+
+/// Calls `work` while no processor runs the vCPU or holds its registers. `None`: one does for now, to be tried again.
+pub fn while_stopped<R>(domain: &Domain, vcpu: &Vcpu, work: impl FnOnce() -> R) -> Option<R> {
+    let _pauses = domain.tool.pauses.lock();
+    if domain.life.is_dying() {
+        return None;
+    }
+    schedule::pause(domain, vcpu.id);
+    let result = (!schedule::is_on_cpu(vcpu)).then(work);
+    schedule::unpause(domain, vcpu.id);
+    result
+}
+
+/// Destroys a domain as far as the budget goes; true when it is gone.
+pub fn destroy(domain: &Arc<Domain>, budget: &mut Budget) -> bool {
+    {
+        // With the lock held nobody is in the middle of pausing it or giving it vCPUs; later they see that it dies.
+        let _pauses = domain.tool.pauses.lock();
+        domain.life.kill();
+    }
+    domain.memory.set_dying();
+    let mut step = domain.tool.step.lock();
+    loop {
+        let next = match *step {
+            Step::Stop if schedule::unregister(domain) => Step::Events,
+            Step::Events if domain.events.destroy(&Hv, budget) => Step::Vcpus,
+            Step::Vcpus => {
+                domain.pirqs.release_all(&IRQS);
+                for vcpu in domain.vcpus() {
+                    release_vcpu(vcpu, budget);
+                }
+                Step::Memory
+            }
+            Step::Memory if relinquish(Hv, &domain.memory, budget) == Progress::Done => Step::Gone,
+            Step::Gone => return true,
+            Step::Stop | Step::Events | Step::Memory => return false,
+        };
+        *step = next;
+        if next == Step::Gone {
+            domain.life.finish();
+            domain::remove(domain);
+            report_change();
+        }
+    }
+}
+
+/// Tells Domain 0's toolstack that a domain shut down or is gone.
+pub fn report_change() {
+    if let Some(dom0) = domain::find(DomId::DOM0) {
+        dom0.events.raise_global_virq(&Hv, virq::DOM_EXC);
+    }
+}
+
+/// Takes from a vCPU that will not run again what it holds: descriptor tables and page-table roots.
+pub fn release_vcpu(vcpu: &Vcpu, budget: &mut Budget) {
+    let state = vcpu.parked.lock().take();
+    vcpu.initialised.store(false, Ordering::Release);
+    if let Some(state) = state {
+        release_tables(&state);
+    }
+    mmuext::release_roots(Hv, &vcpu.roots, budget);
+}
+
+/// Gives back the references to GDT and LDT frames.
+pub fn release_tables(state: &VcpuState) {
+    let ldt = state.ldt.iter().flatten();
+    for frame in state.gdt.iter().chain(ldt) {
+        validate::put_page_segdesc(Hv, *frame);
+    }
+}

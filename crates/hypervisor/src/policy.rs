@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What domains see of the processor: the policies that this machine allows, and the one each domain has.
+
+use crate::smp;
+use philoxen_abi::arch::CpuidRegs;
+use philoxen_abi::version;
+use philoxen_domain::clock::Scale;
+use philoxen_hw::cpu::{asm, features};
+use philoxen_hw::{dev, memory};
+use philoxen_pv::cpuid::{CpuidConfig, CpuidPolicy};
+use philoxen_pv::msr::MsrPolicy;
+
+/// What CPUID and MSRs show a domain.
+#[derive(Debug)]
+pub struct CpuPolicy {
+    /// CPUID.
+    pub cpuid: CpuidPolicy,
+    /// MSRs.
+    pub msrs: MsrPolicy,
+}
+
+impl CpuPolicy {
+    /// The policy that goes with this CPUID.
+    pub fn new(cpuid: CpuidPolicy) -> Self {
+        Self {
+            msrs: MsrPolicy::new(&cpuid),
+            cpuid,
+        }
+    }
+}
+
+/// The most a domain may be shown; the hardware domain sees some more of the machine.
+pub fn default(hardware_domain: bool) -> CpuidPolicy {
+    CpuidPolicy::new(&config(hardware_domain), host)
+}
+
+/// The processor's own answer.
+pub fn host(leaf: u32, subleaf: u32) -> CpuidRegs {
+    let [a, b, c, d] = asm::cpuid(leaf, subleaf);
+    CpuidRegs { a, b, c, d }
+}
+
+/// What policies of this machine are made from.
+pub fn config(hardware_domain: bool) -> CpuidConfig {
+    let hz = dev::timer::tsc_hz();
+    let scale = Scale::from_frequency(hz);
+    CpuidConfig {
+        hardware_domain,
+        xcr0: features::xcr0_supported(),
+        fsgsbase: false,
+        null_clears_base: features::null_clears_base(),
+        tsc_reliable: smp::tsc_is_stable(),
+        tsc_khz: u32::try_from(hz / 1000).unwrap_or(u32::MAX),
+        tsc_scale: (scale.mul, scale.shift),
+        machine_address_bits: memory::address_bits(),
+        version: version::VERSION,
+    }
+}
