@@ -8,6 +8,12 @@ script=$(basename "$0" .sh)
 passed=0
 failed=0
 
+# No command may hold up the script for ever.
+xl() { timeout 180 /usr/sbin/xl "$@"; }
+
+# md5: the sum alone, from what md5sum prints.
+md5() { grep -o '^[0-9a-f]\{32\}'; }
+
 # pass <check> [detail], fail <check> <detail>
 pass() {
     passed=$((passed + 1))
@@ -117,15 +123,24 @@ ready() { within 120 says "$1" GUEST-READY "${2-1}" && sleep 1; }
 exists() { xl domid "$1" >/dev/null 2>&1; }
 gone() { ! exists "$1"; }
 
+# alone: whether Domain 0 is the only domain. One that dies is there until the daemons have let go of its pages.
+alone() { [ "$(xl list | wc -l)" = 2 ]; }
+
 # state <name>: the guest's state as `xl list` shows it, without the dashes of what it is not.
 state() { xl list "$1" | awk 'NR == 2 { gsub("-", "", $5); print $5 }'; }
-in_state() { [ "$(state "$1")" = "$2" ]; }
+# in_state <name> <pattern>
+in_state() { [[ $(state "$1") == $2 ]]; }
 
 # field <name> <column>: a number from `xl list`.
 field() { xl list "$1" | awk -v column="$2" 'NR == 2 { print $column }'; }
 
-# free_memory: what the hypervisor has left, in KiB (`xl info` rounds to MiB).
-free_memory() { xl info | awk '$1 == "free_memory" { print $3 }'; }
+# free_memory: what the hypervisor has left or is scrubbing, in KiB (`xl info` rounds to MiB).
+free_memory() {
+    PYTHONPATH=/usr/lib/xen-4.17/lib/python python3 -c '
+from xen.lowlevel.xc import xc
+info = xc().physinfo()
+print(info["free_memory"] + info["scrub_memory"])'
+}
 
 # type_in <name> <text>: types a line on the guest's console.
 type_in() {

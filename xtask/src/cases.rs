@@ -25,6 +25,8 @@ pub struct Debian {
     /// Least memory that Domain 0 must see, in MiB.
     pub sees: u32,
     pub cpus: u32,
+    /// What is added to the default processor model.
+    pub cpu: &'static str,
     pub net: Net,
     /// Script of tests/dom0/tests to run; none leads to the shell.
     pub script: Option<&'static str>,
@@ -44,6 +46,7 @@ const PLAIN: Debian = Debian {
     memory: "1G",
     sees: 760,
     cpus: 1,
+    cpu: "",
     net: Net::E1000,
     script: Some("debian"),
     args: "",
@@ -77,6 +80,12 @@ pub const DEBIAN: &[Debian] = &[
         ..PLAIN
     },
     Debian {
+        name: "2vcpus",
+        args: "dom0_max_vcpus=2",
+        expects: &["Brought up 1 node, 2 CPUs"],
+        ..PLAIN
+    },
+    Debian {
         name: "dom0-mem",
         args: "dom0_mem=512M,max:640M",
         sees: 380,
@@ -103,7 +112,7 @@ pub const DEBIAN: &[Debian] = &[
         script: None,
         replies: &[
             Reply {
-                wait_for: "dom0:/root#",
+                wait_for: PROMPT,
                 send: "echo answer-$((20 + 22))\n",
             },
             Reply {
@@ -121,7 +130,138 @@ pub const DEBIAN: &[Debian] = &[
         no_reboot: true,
         ..PLAIN
     },
+    Debian {
+        name: "compat",
+        net: Net::None,
+        script: Some("compat"),
+        expects: &["PHILOXEN-TEST compat PASS AuthenticAMD"],
+        ..PLAIN
+    },
+    Debian {
+        name: "compat-intel",
+        cpu: ",vendor=GenuineIntel",
+        net: Net::None,
+        script: Some("compat"),
+        expects: &["PHILOXEN-TEST compat PASS GenuineIntel"],
+        ..PLAIN
+    },
+    Debian {
+        name: "keys",
+        net: Net::None,
+        script: None,
+        replies: KEYS,
+        expects: &[
+            "key 'h': show this list",
+            ", shared_info ",
+            "system time ",
+            " ports in use, ",
+            "vector 0x",
+            " KiB of RAM, ",
+            "page audit: all counts agree",
+            "CPU 0: ",
+            "Serial input to DOM0",
+            "answer-42",
+        ],
+        ..PLAIN
+    },
+    Debian {
+        name: "watchdog",
+        net: Net::None,
+        script: None,
+        args: "watchdog",
+        replies: &[
+            Reply {
+                wait_for: PROMPT,
+                send: SWITCH_INPUT,
+            },
+            Reply {
+                wait_for: "Serial input to Philoxen",
+                send: "L",
+            },
+        ],
+        expects: &[
+            "the watchdog found it stuck in the hypervisor",
+            "Call trace:",
+            "lock_up+0x",
+            // A caller of it.
+            "philoxen::cpu::",
+            "Rebooting machine",
+        ],
+        no_reboot: true,
+        ..PLAIN
+    },
 ];
+
+/// Domain 0's shell waits for a command.
+const PROMPT: &str = "dom0:/root#";
+/// Gives the console's input to the hypervisor, or back to Domain 0.
+const SWITCH_INPUT: &str = "\u{1}\u{1}\u{1}";
+
+/// Debug keys, each typed once the one before it has answered, and a command for Domain 0 afterwards.
+const KEYS: &[Reply] = &[
+    Reply {
+        wait_for: PROMPT,
+        send: SWITCH_INPUT,
+    },
+    Reply {
+        wait_for: "Serial input to Philoxen",
+        send: "h",
+    },
+    Reply {
+        wait_for: "key 'R'",
+        send: "q",
+    },
+    Reply {
+        wait_for: "v0: up true",
+        send: "r",
+    },
+    Reply {
+        wait_for: "d0v0: state",
+        send: "e",
+    },
+    Reply {
+        wait_for: " ports in use, ",
+        send: "i",
+    },
+    Reply {
+        wait_for: "vector 0x",
+        send: "m",
+    },
+    Reply {
+        wait_for: " KiB of RAM, ",
+        send: "A",
+    },
+    Reply {
+        wait_for: "page audit: ",
+        send: "0",
+    },
+    Reply {
+        wait_for: "CPU 0: ",
+        send: SWITCH_INPUT,
+    },
+    Reply {
+        wait_for: "Serial input to DOM0",
+        send: "\necho answer-$((20 + 22)); poweroff\n",
+    },
+];
+
+/// A theme of the test kernels that needs more than the plain machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Special {
+    pub theme: &'static str,
+    /// More hypervisor arguments.
+    pub args: &'static str,
+    /// What the kernel prints where the machine does not have what the theme is about.
+    pub forbids: &'static str,
+}
+
+/// The themes that need it.
+pub const SPECIAL: &[Special] = &[Special {
+    // Two vCPUs take turns on one processor.
+    theme: "smp",
+    args: "dom0_max_vcpus=2",
+    forbids: "GUEST-INFO smp one vCPU alone",
+}];
 
 /// Files that a bad boot is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -138,6 +278,17 @@ pub enum Broken {
     HalfKernel,
     /// The first half of the initramfs.
     HalfInitramfs,
+    /// Nothing is wrong, but Domain 0 is the test kernel with this theme.
+    Guest(&'static str),
+}
+
+/// How a bad boot must end, some seconds after its reason was given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Then {
+    /// The machine is reset or powered off.
+    Off,
+    /// The machine stands still.
+    Stop,
 }
 
 /// A boot that must end with a reason on the console.
@@ -150,6 +301,10 @@ pub struct Bad {
     pub args: &'static str,
     /// What must be in a line.
     pub reason: &'static str,
+    /// What must be in other lines.
+    pub also: &'static [&'static str],
+    pub replies: &'static [Reply],
+    pub then: Then,
 }
 
 const FINE: Bad = Bad {
@@ -159,6 +314,15 @@ const FINE: Bad = Bad {
     cpu: None,
     args: "",
     reason: "",
+    also: &[],
+    replies: &[],
+    then: Then::Off,
+};
+
+/// A boot that the hypervisor gives up.
+const GIVEN_UP: Bad = Bad {
+    also: &["Cannot boot: ", "Rebooting in some seconds"],
+    ..FINE
 };
 
 /// Boots with bad input.
@@ -167,54 +331,90 @@ pub const BAD: &[Bad] = &[
         name: "no-modules",
         files: Broken::NoModules,
         reason: "no Domain 0 kernel",
-        ..FINE
+        ..GIVEN_UP
     },
     Bad {
         name: "garbage-kernel",
         files: Broken::Garbage,
         reason: "neither an ELF file nor a bzImage",
-        ..FINE
+        ..GIVEN_UP
     },
     Bad {
         name: "no-notes",
         files: Broken::NoNotes,
         reason: "no Xen notes",
-        ..FINE
+        ..GIVEN_UP
     },
     Bad {
         name: "half-kernel",
         files: Broken::HalfKernel,
         reason: "truncated",
-        ..FINE
+        ..GIVEN_UP
     },
     Bad {
         name: "half-initramfs",
         files: Broken::HalfInitramfs,
         reason: "unpacking failed",
+        // Linux goes on with the files it has got: it panics, or they are enough for the shell.
+        replies: &[Reply {
+            wait_for: PROMPT,
+            send: "poweroff\n",
+        }],
         ..FINE
     },
     Bad {
         name: "little-dom0-memory",
         args: "dom0_mem=16M",
         reason: "do not fit",
-        ..FINE
+        ..GIVEN_UP
     },
     Bad {
         name: "little-memory",
         memory: "48M",
         reason: "too little memory",
-        ..FINE
+        ..GIVEN_UP
     },
     Bad {
         name: "no-nx",
         cpu: Some("max,-smap,-nx"),
         reason: "which Philoxen needs",
+        then: Then::Stop,
         ..FINE
     },
     Bad {
         name: "32-bit",
         cpu: Some("qemu32"),
         reason: "64-bit",
+        then: Then::Stop,
+        ..FINE
+    },
+    Bad {
+        name: "noreboot",
+        args: "noreboot",
+        files: Broken::Guest("crash-on-request"),
+        reason: "Reboot disabled on the command line: stopped",
+        also: &["Domain 0 crashed"],
+        then: Then::Stop,
+        ..FINE
+    },
+    Bad {
+        name: "noreboot-no-modules",
+        args: "noreboot",
+        files: Broken::NoModules,
+        reason: "Reboot disabled on the command line: stopped",
+        also: &["Cannot boot: no Domain 0 kernel"],
+        then: Then::Stop,
+        ..FINE
+    },
+    Bad {
+        name: "unknown-option",
+        args: "frobnicate=1 dom0_mem=lots",
+        files: Broken::Guest("boot"),
+        reason: "\"frobnicate=1\" is not understood and ignored",
+        also: &[
+            "\"dom0_mem=lots\" is not understood and ignored",
+            "GUEST-TEST boot PASS",
+        ],
         ..FINE
     },
 ];
@@ -245,9 +445,14 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<&str> = DEBIAN.iter().map(|case| case.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), DEBIAN.len());
+        for names in [
+            DEBIAN.iter().map(|case| case.name).collect::<Vec<_>>(),
+            BAD.iter().map(|case| case.name).collect(),
+        ] {
+            let mut unique = names.clone();
+            unique.sort_unstable();
+            unique.dedup();
+            assert_eq!(unique.len(), names.len());
+        }
     }
 }

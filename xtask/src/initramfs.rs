@@ -58,7 +58,7 @@ pub fn make(tree: &Tree, kernel: &Kernel, extra: &[Extra]) -> Result<PathBuf> {
         "initramfs-bench"
     };
     let path = tree.target.join(format!("{name}-{}.img", kernel.release));
-    std::fs::write(&path, archive(tree, kernel, &contents)?)?;
+    host::write_if_changed(&path, &archive(tree, kernel, &contents)?)?;
     Ok(path)
 }
 
@@ -108,7 +108,14 @@ pub fn archive(tree: &Tree, kernel: &Kernel, contents: &Contents) -> Result<Vec<
     archive.symlink("sbin/modprobe", "../bin/busybox");
 
     for (name, mode, bytes) in files_below(&tree.root.join(contents.scripts))? {
-        archive.file(&name, mode, bytes);
+        match name.strip_suffix(".s") {
+            Some(program) => archive.file(
+                &format!("bin/{program}"),
+                0o755,
+                assemble(tree, &tree.root.join(contents.scripts).join(&name), program)?,
+            ),
+            None => archive.file(&name, mode, bytes),
+        }
     }
     for (name, bytes) in modules(kernel, contents.loaded, contents.available)? {
         archive.file(&name, 0o644, bytes);
@@ -119,6 +126,26 @@ pub fn archive(tree: &Tree, kernel: &Kernel, contents: &Contents) -> Result<Vec<
         archive.file(path, 0o755, bytes);
     }
     build::gzip(&archive.finish())
+}
+
+/// Assembles and links a 32-bit program that needs nothing but the kernel.
+fn assemble(tree: &Tree, source: &Path, name: &str) -> Result<Vec<u8>> {
+    deps::ensure(&[deps::LINKER])?;
+    let directory = tree.directory("compat")?;
+    let (object, program) = (directory.join(format!("{name}.o")), directory.join(name));
+    host::capture(
+        Command::new("as")
+            .args(["--32", "-o"])
+            .arg(&object)
+            .arg(source),
+    )?;
+    host::capture(
+        Command::new("ld")
+            .args(["-m", "elf_i386", "-static", "-s", "-o"])
+            .arg(&program)
+            .arg(&object),
+    )?;
+    Ok(std::fs::read(&program)?)
 }
 
 /// Every file below `root`: its path from there, its mode and its bytes, in the order of their paths.

@@ -99,7 +99,7 @@ fn complain(complaints: &[String]) -> Result<()> {
 
 fn headers(tree: &Tree) -> Result<()> {
     let mut complaints = Vec::new();
-    let mut files = sources(tree, &[".rs", ".ld", ".S"])?;
+    let mut files = sources(tree, &[".rs", ".ld", ".S", ".s"])?;
     files.extend(scripts(tree)?);
     for path in files {
         let text = std::fs::read_to_string(&path)?;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::args::{self, DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net};
 use crate::build;
-use crate::cases::{self, Bad, Broken, Debian, Route};
+use crate::cases::{self, Bad, Broken, Debian, Route, Special, Then};
 use crate::host::{Progress, Tree};
 use crate::iso;
 use crate::kernel;
@@ -21,8 +21,11 @@ use crate::serve::{Server, noise};
 
 /// Limits by kind of machine; generous, because two machines may share a slow host.
 const GUEST_LIMIT: Duration = Duration::from_secs(90);
-const DEBIAN_LIMIT: Duration = Duration::from_secs(300);
+const DEBIAN_LIMIT: Duration = Duration::from_secs(150);
 const BAD_LIMIT: Duration = Duration::from_secs(90);
+/// Time for a bad boot to end after its reason was given, and time after which one that shall not end is still there.
+const BAD_END: Duration = Duration::from_secs(30);
+const BAD_STOP: Duration = Duration::from_secs(6);
 /// What the hypervisor prints of a Domain 0 that crashed.
 const CRASHED: &str = "Domain 0 crashed";
 /// Part of the disk that the host fills and Domain 0 copies, and where it copies it to.
@@ -84,6 +87,7 @@ pub fn test(tree: &Tree, options: &args::Test) -> Result<bool> {
         "no test has a name with {wanted} in it (--list shows them)"
     );
 
+    let start = Instant::now();
     let logs = tree.directory("test-logs")?;
     let (mut passed, mut failed) = (0, 0);
     let mut count = |report: &Report| {
@@ -122,6 +126,7 @@ pub fn test(tree: &Tree, options: &args::Test) -> Result<bool> {
             }
         }
     }
+    println!("{:.0} s in all", start.elapsed().as_secs_f32());
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
 }
@@ -173,6 +178,15 @@ fn jobs(options: &args::Test) -> usize {
     options.jobs.unwrap_or(processors).max(1)
 }
 
+/// Whether a test runs the test kernel of that layout.
+fn uses_guest(case: &Case, legacy: bool) -> bool {
+    match case {
+        Case::Guest { legacy: this, .. } => *this == legacy,
+        Case::Bad(bad) => !legacy && matches!(bad.files, Broken::Guest(_)),
+        _ => false,
+    }
+}
+
 /// Builds and fetches what `machines` need.
 fn parts(tree: &Tree, options: &args::Test, machines: &[(String, Case)]) -> Result<Parts> {
     let dom0 = Dom0 {
@@ -190,9 +204,7 @@ fn parts(tree: &Tree, options: &args::Test, machines: &[(String, Case)]) -> Resu
         (build::hypervisor(tree)?.elf, "")
     };
     let guest = |legacy: bool| {
-        let used = machines
-            .iter()
-            .any(|(_, case)| matches!(case, Case::Guest { legacy: this, .. } if *this == legacy));
+        let used = machines.iter().any(|(_, case)| uses_guest(case, legacy));
         if used {
             build::guests(tree, legacy)
         } else {
@@ -356,6 +368,8 @@ impl Parts {
 fn guest(parts: &Parts, theme: &str, legacy: bool, log: &Path) -> Result<String> {
     let [new, old] = &parts.guests;
     let kernel = if legacy { old } else { new };
+    let special: Option<&Special> = cases::SPECIAL.iter().find(|this| this.theme == theme);
+    let args = special.map_or("", |special| special.args);
     let outcome = Watch {
         log,
         limit: GUEST_LIMIT,
@@ -365,7 +379,7 @@ fn guest(parts: &Parts, theme: &str, legacy: bool, log: &Path) -> Result<String>
     }
     .run(
         &parts.machine(
-            parts.multiboot("", vec![(kernel.clone(), format!("test={theme}"))]),
+            parts.multiboot(args, vec![(kernel.clone(), format!("test={theme}"))]),
             "256M",
         ),
         |_| {},
@@ -386,6 +400,9 @@ fn guest(parts: &Parts, theme: &str, legacy: bool, log: &Path) -> Result<String>
         return Ok("crashed as it should".to_owned());
     }
     ensure!(verdict.contains(" PASS"), "{verdict}");
+    if let Some(line) = special.and_then(|special| outcome.line(special.forbids)) {
+        bail!("{line}");
+    }
     ensure!(
         outcome.end == End::Off,
         "the machine did not power off after its verdict"
@@ -431,6 +448,7 @@ fn debian(parts: &Parts, boot: &Debian, log: &Path, seen: impl FnMut(&str)) -> R
     };
     let mut machine = parts.machine(what, boot.memory);
     machine.cpus = boot.cpus;
+    machine.cpu = (!boot.cpu.is_empty()).then(|| format!("{}{}", parts.qemu.cpu, boot.cpu));
     machine.net = boot.net;
     machine.disk = Some(disk.clone());
     // Without it, an emulator that ends says that the machine powered off, not that it was reset.
@@ -504,6 +522,10 @@ fn bad_boot(parts: &Parts, bad: &Bad, log: &Path) -> Result<String> {
             half(&parts.files.initramfs, &replacement)?;
             replace(&mut modules, 1, &replacement);
         }
+        Broken::Guest(theme) => {
+            let [kernel, _] = &parts.guests;
+            modules = vec![(kernel.clone(), format!("test={theme}"))];
+        }
     }
     let mut machine = parts.machine(parts.multiboot(bad.args, modules), bad.memory);
     machine.cpu = bad.cpu.map(str::to_owned);
@@ -511,9 +533,11 @@ fn bad_boot(parts: &Parts, bad: &Bad, log: &Path) -> Result<String> {
         log,
         limit: BAD_LIMIT,
         until: Some(bad.reason),
-        // What follows the reason (a panic, a second reset) shall be in the log.
-        grace: Duration::from_secs(3),
-        replies: &[],
+        grace: match bad.then {
+            Then::Off => BAD_END,
+            Then::Stop => BAD_STOP,
+        },
+        replies: bad.replies,
     }
     .run(&machine, |_| {})?;
     let _ = std::fs::remove_file(&replacement);
@@ -522,6 +546,19 @@ fn bad_boot(parts: &Parts, bad: &Bad, log: &Path) -> Result<String> {
         .with_context(|| format!("no reason given {}", how(outcome.end, BAD_LIMIT)))?;
     if let Some(panic) = outcome.line("Panic on CPU") {
         bail!("{panic}");
+    }
+    for text in bad.also {
+        ensure!(outcome.line(text).is_some(), "`{text}` was not printed");
+    }
+    match bad.then {
+        Then::Off => ensure!(
+            outcome.end == End::Off,
+            "the machine was not reset after its reason"
+        ),
+        Then::Stop => ensure!(
+            outcome.end != End::Off,
+            "the machine did not stop after its reason"
+        ),
     }
     Ok(reason.trim().to_owned())
 }

@@ -179,3 +179,34 @@ pub const E820_ACPI: u32 = 3;
 pub const E820_NVS: u32 = 4;
 /// Faulty memory.
 pub const E820_UNUSABLE: u32 = 5;
+
+/// What [`AcquireResource`] can name.
+pub mod resource {
+    /// `XENMEM_resource_grant_table`: a domain's grant table.
+    pub const GRANT_TABLE: u16 = 1;
+    /// `XENMEM_resource_grant_table_id_shared`: the frames of its entries.
+    pub const GRANT_TABLE_SHARED: u32 = 0;
+    /// `XENMEM_resource_grant_table_id_status`: the status frames of version 2.
+    pub const GRANT_TABLE_STATUS: u32 = 1;
+}
+
+/// `struct xen_mem_acquire_resource`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AcquireResource {
+    /// In: whose resource.
+    pub domid: u16,
+    /// In: [`resource`].
+    pub kind: u16,
+    /// In: which of that kind.
+    pub id: u32,
+    /// In: frames wanted; 0 with a null list asks for the size. Out: the size.
+    pub nr_frames: u32,
+    /// Must be zero.
+    pub pad: u32,
+    /// In: first frame.
+    pub frame: u64,
+    /// In: guest address of an array of frame numbers (u64) to fill.
+    pub frame_list: u64,
+}
+const _: () = assert!(size_of::<AcquireResource>() == 32);

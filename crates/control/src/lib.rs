@@ -5,6 +5,8 @@
 //! Invariant: nothing a tool gives reaches a domain unchecked; a CPUID policy only ever loses features.
 #![no_std]
 
+extern crate alloc;
+
 #[cfg(test)]
 extern crate std;
 
@@ -12,3 +14,4 @@ pub mod bitmap;
 pub mod create;
 pub mod info;
 pub mod policy;
+pub mod ranges;

@@ -47,9 +47,10 @@ pub fn allowed(number: u64) -> Allowed {
         | nr::CALLBACK_OP
         | nr::EVENT_CHANNEL_OP
         | nr::EVENT_CHANNEL_OP_COMPAT
+        | nr::GRANT_TABLE_OP
         | nr::PHYSDEV_OP
         | nr::PHYSDEV_OP_COMPAT => Allowed::All,
-        nr::PLATFORM_OP => Allowed::Privileged,
+        nr::PLATFORM_OP | nr::SYSCTL | nr::DOMCTL => Allowed::Privileged,
         _ => Allowed::Nobody,
     }
 }
@@ -60,7 +61,9 @@ mod tests {
 
     #[test]
     fn a_guest_may_not_control_the_platform() {
-        assert_eq!(allowed(nr::PLATFORM_OP), Allowed::Privileged);
+        for number in [nr::PLATFORM_OP, nr::SYSCTL, nr::DOMCTL] {
+            assert_eq!(allowed(number), Allowed::Privileged);
+        }
         assert_eq!(allowed(nr::MMU_UPDATE), Allowed::All);
         assert_eq!(allowed(11), Allowed::Nobody);
         assert_eq!(allowed(u64::MAX), Allowed::Nobody);

@@ -19,16 +19,18 @@ pub trait Host: Machine {
     /// Copies `len` bytes within domains' frames; each side is a frame and an offset, and lies within that frame. The
     /// caller holds references to both frames.
     fn copy(&self, to: (Mfn, u64), from: (Mfn, u64), len: u64);
+    /// The last use of anything that a destroyed domain had granted has ended.
+    fn released(&self, granter: DomId);
 }
 
 /// How big a domain's tables may become, and of what version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Frames of the table, 1 to [`MAX_FRAMES`].
+    /// Frames of the table, up to [`MAX_FRAMES`].
     pub grant_frames: u32,
     /// Frames for handles, of [`crate::maptrack::PER_FRAME`] each; up to [`MAX_MAPTRACK_FRAMES`].
     pub maptrack_frames: u32,
-    /// Highest version of the entries, 1 or 2.
+    /// Highest version of the entries, 1 or 2; 0 for a domain that can grant nothing.
     pub max_version: u32,
 }
 
@@ -39,6 +41,21 @@ impl Limits {
         maptrack_frames: 1024,
         max_version: 2,
     };
+
+    /// What the toolstack asked for; `None` leaves it at the default. Out of range is cut to what is possible.
+    pub fn wanted(grant_frames: Option<u32>, maptrack_frames: Option<u32>, version: u32) -> Self {
+        let frames = grant_frames.unwrap_or(Self::DEFAULT.grant_frames);
+        let maptrack = maptrack_frames.unwrap_or(Self::DEFAULT.maptrack_frames);
+        Self {
+            grant_frames: if version == 0 {
+                0
+            } else {
+                frames.min(MAX_FRAMES)
+            },
+            maptrack_frames: maptrack.min(MAX_MAPTRACK_FRAMES),
+            max_version: version.min(2),
+        }
+    }
 }
 
 /// Status of an element when a domain cannot be named.

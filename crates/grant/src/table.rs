@@ -8,7 +8,7 @@
 use crate::entry::{
     self, Granted, Header, STATUS_PER_FRAME, Status, V1_PER_FRAME, V2_PER_FRAME, Want,
 };
-use crate::host::{Limits, MAX_FRAMES, MAX_MAPTRACK_FRAMES};
+use crate::host::{Host, Limits};
 use crate::maptrack::{Maptrack, PER_FRAME};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -134,11 +134,11 @@ pub struct GrantTable {
 impl GrantTable {
     /// The table of `domain`, without frames yet. Limits out of range are cut to what is possible.
     pub fn new(domain: DomId, limits: Limits) -> Self {
-        let limits = Limits {
-            grant_frames: limits.grant_frames.clamp(1, MAX_FRAMES),
-            maptrack_frames: limits.maptrack_frames.min(MAX_MAPTRACK_FRAMES),
-            max_version: limits.max_version.clamp(1, 2),
-        };
+        let limits = Limits::wanted(
+            Some(limits.grant_frames),
+            Some(limits.maptrack_frames),
+            limits.max_version,
+        );
         Self {
             domain,
             limits,
@@ -219,7 +219,11 @@ impl GrantTable {
                 }
                 let short = entries.version == 2
                     && (entries.status.len() as u32) < status_frames(have.saturating_add(1));
-                if short { FrameKind::Status } else { FrameKind::Shared }
+                if short {
+                    FrameKind::Status
+                } else {
+                    FrameKind::Shared
+                }
             };
             self.add_frame(machine, memory, next)?;
         }
@@ -248,7 +252,9 @@ impl GrantTable {
         } else if list.len() >= max || !wanted {
             Ok(false)
         } else {
-            list.try_reserve(1).map(|()| true).map_err(|_| Errno::ENOMEM)
+            list.try_reserve(1)
+                .map(|()| true)
+                .map_err(|_| Errno::ENOMEM)
         };
         if result == Ok(true) {
             list.push(mfn);
@@ -298,12 +304,7 @@ impl GrantTable {
     ///
     /// # Errors
     /// `GNTST_bad_gntref`, or `GNTST_eagain` if one is in use.
-    pub fn swap<M: Machine>(
-        &self,
-        machine: M,
-        a: u32,
-        b: u32,
-    ) -> core::result::Result<(), i16> {
+    pub fn swap<M: Machine>(&self, machine: M, a: u32, b: u32) -> core::result::Result<(), i16> {
         let entries = self.entries.lock();
         let limit = entries.count();
         if a >= limit || b >= limit {
@@ -330,7 +331,7 @@ impl GrantTable {
     /// # Errors
     /// `GNTST_*`.
     #[inline]
-    pub fn acquire<M: Machine>(
+    pub fn acquire<M: Host>(
         &self,
         machine: M,
         gref: u32,
@@ -365,10 +366,13 @@ impl GrantTable {
     }
     /// Drops pins, and tells the granter if that ends its entry's use. TLBs no longer translate to the frame.
     #[inline]
-    pub fn unpin<M: Machine>(&self, machine: M, gref: u32, uses: Use) {
-        self.entries.lock().unpin(machine, gref, uses);
+    pub fn unpin<M: Host>(&self, machine: M, gref: u32, uses: Use) {
+        let last = self.entries.lock().unpin(machine, gref, uses);
+        if last {
+            machine.released(self.domain);
+        }
     }
-    /// The frame of an entry and its domain, while the entry is in use by a transfer or a cache operation: read once.
+    /// Calls `work` with the version and the words of an entry, under the lock of the entries.
     pub(crate) fn with_words<M: Machine, R>(
         &self,
         machine: M,
@@ -384,6 +388,20 @@ impl GrantTable {
         }
         let (first, second) = entries.words(machine, gref).ok_or(gntst::BAD_GNTREF)?;
         work(entries.version, first, second)
+    }
+
+    /// The frame that an entry of the caller's own names now.
+    pub(crate) fn granted_frame<M: Machine>(
+        &self,
+        machine: M,
+        gref: u32,
+    ) -> core::result::Result<u64, i16> {
+        self.with_words(machine, gref, |_, first, second| {
+            Ok(match second {
+                Some(second) => second.load(Ordering::Acquire),
+                None => first.load(Ordering::Acquire) >> 32,
+            })
+        })
     }
 
     /// Destruction, on the granter's side: nothing can be granted any more, and the hypervisor lets go of the shared
@@ -404,7 +422,7 @@ impl GrantTable {
 
     /// Destruction, on the side of a domain that maps: ends all its mappings. Its vCPUs run no more and no processor
     /// has one of its roots loaded; the leaves go with its page tables.
-    pub fn release_mappings<M: Machine>(&self, machine: M, budget: &mut Budget) -> Progress {
+    pub fn release_mappings<M: Host>(&self, machine: M, budget: &mut Budget) -> Progress {
         let mut handle = self.cursor.load(Ordering::Relaxed) as u32;
         loop {
             let seized = {
@@ -579,9 +597,10 @@ impl Entries {
         })
     }
 
-    fn unpin<M: Machine>(&mut self, machine: M, gref: u32, uses: Use) {
+    /// True if that was the last use of a table whose domain is gone.
+    fn unpin<M: Machine>(&mut self, machine: M, gref: u32, uses: Use) -> bool {
         let Some(active) = self.active_mut(gref) else {
-            return;
+            return false;
         };
         let (was, now) = (*active, active.without(uses));
         *active = now;
@@ -592,6 +611,7 @@ impl Entries {
         if over != 0 && !self.dead {
             self.unmark(machine, gref, over);
         }
+        self.dead && was.is_pinned() && self.pinned == 0
     }
 
     /// Rewrites the table in the other version: the reserved entries, and nothing else.
@@ -621,7 +641,9 @@ impl Entries {
                     second.store(two, Ordering::Release);
                     first.store(one, Ordering::Release);
                     if let Some(status) = self.status(machine, gref) {
-                        status.word.fetch_or(marks << status.shift, Ordering::SeqCst);
+                        status
+                            .word
+                            .fetch_or(marks << status.shift, Ordering::SeqCst);
                     }
                 }
                 Some((first, None)) => first.store(one | marks, Ordering::Release),

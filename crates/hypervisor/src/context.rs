@@ -1,28 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A vCPU's whole state as `struct vcpu_guest_context` (xen/arch-x86/xen.h) has it: for `VCPUOP_initialise`.
+//! A vCPU's whole state as `struct vcpu_guest_context` (xen/arch-x86/xen.h) has it: for `VCPUOP_initialise` and for
+//! tools that build, save and look at domains.
 
 use crate::domain::Domain;
 use crate::host::Hv;
+use crate::lifecycle::{release_tables, release_vcpu};
+use crate::ops::misc::ASSISTS;
 use crate::syscall::budget;
 use crate::vcpu::{Vcpu, VcpuState};
+use crate::{schedule, time};
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 use philoxen_abi::arch::{self, VcpuGuestContext};
-use philoxen_abi::{Errno, GuestMemory, GuestVa, Mfn, PAGE_SIZE, Result, callback};
+use philoxen_abi::{Errno, GuestMemory, GuestVa, Mfn, PAGE_SIZE, Result, VcpuId, callback};
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_hw::cpu::state::Segments;
 use philoxen_paging::mmuext;
 use philoxen_paging::validate::{self, Stop};
-use philoxen_pv::Regs;
+use philoxen_pv::{Regs, control};
+use zerocopy::{FromZeros, IntoBytes};
 
 /// `VCPUOP_initialise(vcpu, context)`.
 ///
 /// # Errors
 /// `EEXIST` if it has been initialised, `EINVAL` for a state it cannot have, `EFAULT`, `ENOMEM`; or "again" while its page
 /// tables are being validated.
+#[inline(never)]
 pub fn initialise(domain: &Domain, vcpu: &Vcpu, arg: GuestVa) -> core::result::Result<(), Stop> {
-    // Five kilobytes: on the heap, not on the hypervisor's stack.
-    let context: Box<VcpuGuestContext> = Box::new(LoadedGuest.read(arg)?);
+    let context = read(arg)?;
     // Held all along: of two at the same time one finds the vCPU initialised, and its roots are not touched.
     let mut parked = vcpu.parked.lock();
     if vcpu.initialised.load(Ordering::Acquire) {
@@ -31,6 +36,116 @@ pub fn initialise(domain: &Domain, vcpu: &Vcpu, arg: GuestVa) -> core::result::R
     *parked = Some(build(domain, vcpu, &context)?);
     vcpu.initialised.store(true, Ordering::Release);
     Ok(())
+}
+
+/// A context from the caller's memory: five kilobytes, on the heap and not on the hypervisor's stack.
+///
+/// # Errors
+/// `EFAULT`, `ENOMEM`.
+pub fn read(arg: GuestVa) -> Result<Box<VcpuGuestContext>> {
+    let mut context = VcpuGuestContext::new_box_zeroed().map_err(|_| Errno::ENOMEM)?;
+    LoadedGuest.read_bytes(arg, context.as_mut_bytes())?;
+    Ok(context)
+}
+
+/// Gives a vCPU that does not run the state `context`, in the place of any it had (`setvcpucontext`).
+///
+/// # Errors
+/// As [`initialise`], but for `EEXIST`.
+#[inline(never)]
+pub fn set(
+    domain: &Domain,
+    vcpu: &Vcpu,
+    context: &VcpuGuestContext,
+) -> core::result::Result<(), Stop> {
+    let state = build(domain, vcpu, context)?;
+    if vcpu.id == VcpuId(0) {
+        let assists = context.vm_assist & ASSISTS;
+        domain.assists.store(assists, Ordering::Relaxed);
+    }
+    let old = vcpu.parked.lock().replace(state);
+    vcpu.initialised.store(true, Ordering::Release);
+    if let Some(old) = old {
+        release_tables(&old);
+    }
+    time::write_time(domain, vcpu.id);
+    if context.flags & arch::VGCF_ONLINE != 0 {
+        schedule::bring_up(domain, vcpu.id);
+    } else {
+        schedule::take_down(domain, vcpu.id);
+    }
+    Ok(())
+}
+
+/// Makes a vCPU that does not run as it was before it was initialised: down.
+pub fn reset(domain: &Domain, vcpu: &Vcpu) {
+    schedule::take_down(domain, vcpu.id);
+    release_vcpu(vcpu, &mut budget());
+}
+
+/// The state of a vCPU that does not run, for tools.
+///
+/// # Errors
+/// `ENOMEM`.
+#[inline(never)]
+pub fn get(domain: &Domain, vcpu: &Vcpu, state: &VcpuState) -> Result<Box<VcpuGuestContext>> {
+    let bit = |condition: bool, flag: u64| if condition { flag } else { 0 };
+    let pv = &state.pv;
+    let [ds, es, fs, gs] = state.segments.selectors;
+    let masked = domain
+        .events
+        .vcpu(vcpu.id)
+        .is_some_and(|events| events.upcall_masked(&Hv));
+    let mut context = VcpuGuestContext::new_box_zeroed().map_err(|_| Errno::ENOMEM)?;
+    context.flags = arch::VGCF_I387_VALID
+        | bit(pv.in_kernel, arch::VGCF_IN_KERNEL)
+        | bit(
+            pv.failsafe.masks_events(),
+            arch::VGCF_FAILSAFE_DISABLES_EVENTS,
+        )
+        | bit(
+            pv.syscall.masks_events(),
+            arch::VGCF_SYSCALL_DISABLES_EVENTS,
+        )
+        | bit(schedule::is_up(domain, vcpu.id), arch::VGCF_ONLINE);
+    for (to, from) in context.fpu_ctxt.iter_mut().zip(state.fpu.legacy()) {
+        *to = *from;
+    }
+    context.user_regs = state.regs.to_context([es, ds, fs, gs], masked);
+    context.user_regs.rflags |= u64::from(pv.iopl()) << 12;
+    for (vector, trap) in (0..=u8::MAX).zip(&mut context.trap_ctxt) {
+        *trap = pv.trap_info(vector);
+    }
+    (context.ldt_base, context.ldt_ents) = (state.ldt_base.0, state.ldt_entries);
+    for (to, from) in context.gdt_frames.iter_mut().zip(&state.gdt) {
+        *to = from.0;
+    }
+    context.gdt_ents = state.gdt_entries;
+    (context.kernel_ss, context.kernel_sp) = (pv.kernel_ss.into(), pv.kernel_sp);
+    let root = |root: Option<Mfn>| root.map_or(0, Mfn::addr);
+    context.ctrlreg = [
+        control::cr0_view(state.task_switched),
+        root(vcpu.roots.user()),
+        0,
+        root(vcpu.roots.kernel()),
+        state.cr4,
+        0,
+        0,
+        0,
+    ];
+    for (number, value) in (0..).zip(&mut context.debugreg) {
+        if !matches!(number, 4 | 5) {
+            *value = state.debug.read(number, true).unwrap_or(0);
+        }
+    }
+    context.event_callback_eip = pv.event.address();
+    context.failsafe_callback_eip = pv.failsafe.address();
+    context.syscall_callback_eip = pv.syscall.address();
+    context.vm_assist = domain.assists.load(Ordering::Relaxed);
+    context.fs_base = state.segments.fs_base;
+    context.gs_base_kernel = state.segments.gs_kernel;
+    context.gs_base_user = state.segments.gs_user;
+    Ok(context)
 }
 
 /// The private state that `context` describes, with references to its GDT and page tables taken.

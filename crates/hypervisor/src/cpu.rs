@@ -190,7 +190,7 @@ impl Cpu {
 }
 
 /// Loads everything of a vCPU but its general registers into this processor. True if all its selectors could be loaded.
-pub fn load_vcpu(running: &Running) -> bool {
+pub fn load_vcpu(running: &mut Running) -> bool {
     let vcpu = running.vcpu();
     let state = &running.state;
     window::set_gdt(&state.gdt);
@@ -206,7 +206,11 @@ pub fn load_vcpu(running: &Running) -> bool {
     registers::set_task_switched(state.task_switched);
     registers::set_tsc_aux(state.tsc_aux);
     load_debug(&state.debug);
-    state.segments.load(in_kernel)
+    let segments = state.segments;
+    for selector in segments.selectors {
+        traps::prepare_selector(running, selector);
+    }
+    segments.load(in_kernel)
 }
 
 /// Loads a vCPU's debug registers.

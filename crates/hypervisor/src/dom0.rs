@@ -242,6 +242,7 @@ fn create(options: &Options<'_>, nr_pages: u64) -> Result<Arc<Domain>, Failure> 
         max_pages: max,
         max_vcpus: count,
         max_port: MAX_PORT,
+        grants: philoxen_grant::Limits::DEFAULT,
         pirqs: DomainPirqs::new(DomId::DOM0, &IRQS)?,
         tool: Tool::running(count),
     })?;

@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::{DomId, Errno, Mfn, Result, VcpuId};
 use philoxen_domain::lifecycle::{Lifecycle, ShutdownReason};
 use philoxen_evtchn::{DomainEvents, Limits};
+use philoxen_grant::GrantTable;
 use philoxen_paging::{DomainMemory, reservation, validate};
 use philoxen_physdev::pci_ports::PciPorts;
 use spin::{Once, RwLock};
@@ -33,6 +34,8 @@ pub struct Domain {
     pub memory: DomainMemory,
     /// Its event channels.
     pub events: DomainEvents,
+    /// Its grant table, and what it has mapped of others'.
+    pub grants: Arc<GrantTable>,
     /// Its physical interrupts.
     pub pirqs: DomainPirqs,
     /// Its latch of the PCI configuration ports.
@@ -63,6 +66,8 @@ pub struct Config {
     pub max_vcpus: u32,
     /// Highest event-channel port.
     pub max_port: u32,
+    /// How big its grant table may become.
+    pub grants: philoxen_grant::Limits,
     /// Its physical interrupts.
     pub pirqs: DomainPirqs,
     /// What the toolstack keeps about it.
@@ -74,6 +79,7 @@ impl Domain {
     ///
     /// # Errors
     /// `ENOMEM`, or `EINVAL` for limits that cannot be.
+    #[inline(never)]
     pub fn new(config: Config) -> Result<Arc<Self>> {
         let Config { id, pirqs, .. } = config;
         let memory = DomainMemory::new(id, config.privileged, config.max_pages);
@@ -86,13 +92,14 @@ impl Domain {
         memory.set_shared_info(shared_info);
         let events = DomainEvents::new(id, shared_info, limits)
             .inspect_err(|_| validate::put_page(Hv, shared_info))?;
-        let cpuid = crate::policy::default(id == DomId::DOM0);
+        let cpuid = crate::policy::default(id == DomId::DOM0).clone();
         Ok(Arc::new(Self {
             id,
             privileged: config.privileged,
             life: Lifecycle::new(),
             memory,
             events,
+            grants: Arc::new(GrantTable::new(id, config.grants)),
             pirqs,
             pci: PciPorts::new(),
             shared_info,

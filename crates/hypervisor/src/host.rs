@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use core::ops::Deref;
 use philoxen_abi::{DomId, GuestMemory, GuestVa, Mfn, Result, VcpuId};
 use philoxen_evtchn::{DomainEvents, Frames, Host, Words};
+use philoxen_grant::GrantTable;
 use philoxen_hw::cpu::{guest::LoadedGuest, state};
 use philoxen_hw::memory;
 use philoxen_pv::KernelEntry;
@@ -66,6 +67,23 @@ impl Host for Hv {
 
     fn unbind_pirq(&self, dom: DomId, pirq: u32) {
         crate::irq::unbind_pirq(dom, pirq);
+    }
+}
+
+impl philoxen_grant::Host for Hv {
+    fn table(&self, id: DomId) -> Option<Arc<GrantTable>> {
+        domain::find(id).map(|domain| domain.grants.clone())
+    }
+
+    #[inline]
+    fn copy(&self, to: (Mfn, u64), from: (Mfn, u64), len: u64) {
+        memory::copy_between_frames(to, from, len);
+    }
+
+    fn released(&self, granter: DomId) {
+        if let Some(domain) = domain::find(granter) {
+            crate::lifecycle::destroy(&domain, &mut crate::syscall::budget());
+        }
     }
 }
 

@@ -5,7 +5,6 @@ use crate::cpu::{self, CONSOLE};
 use crate::domain;
 use crate::host::Hv;
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicU8, Ordering};
 use philoxen_abi::DomId;
 use philoxen_abi::event::virq;
 use philoxen_hw::cpu::cpu_id;
@@ -17,6 +16,8 @@ const SWITCH: u8 = 1;
 const SWITCH_COUNT: u8 = 3;
 /// Bytes kept for Domain 0; more are dropped.
 const ROOM: usize = 256;
+/// Debug keys kept until they run; more are dropped.
+const MAX_KEYS: usize = 32;
 
 struct Input {
     /// Consecutive Ctrl-A seen.
@@ -31,8 +32,8 @@ static INPUT: Mutex<Input> = Mutex::new(Input {
     ours: false,
     waiting: ArrayVec::new_const(),
 });
-/// Debug key to run at the next exit; 0 is none.
-static KEY: AtomicU8 = AtomicU8::new(0);
+/// Debug keys to run at the next exit.
+static KEYS: Mutex<ArrayVec<u8, MAX_KEYS>> = Mutex::new(ArrayVec::new_const());
 
 /// Takes what the serial line has received.
 pub fn receive() {
@@ -66,7 +67,7 @@ fn accept(byte: u8) -> bool {
         return false;
     }
     if input.ours {
-        KEY.store(byte, Ordering::Release);
+        queue_key(byte);
         cpu::request(cpu_id(), CONSOLE);
         return false;
     }
@@ -84,10 +85,13 @@ pub fn take(out: &mut [u8]) -> usize {
     len
 }
 
-/// The debug key that was typed.
+/// Notes a debug key to run at the next exit.
+pub fn queue_key(key: u8) {
+    // Nobody types so many at a time.
+    let _ = KEYS.lock().try_push(key);
+}
+
+/// The next debug key to run.
 pub fn take_key() -> Option<u8> {
-    match KEY.swap(0, Ordering::AcqRel) {
-        0 => None,
-        key => Some(key),
-    }
+    KEYS.lock().pop_at(0)
 }

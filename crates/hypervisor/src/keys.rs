@@ -30,9 +30,14 @@ const KEYS: [Key; 10] = [
     (b'R', "reboot the machine", reboot),
 ];
 
-/// Runs the key that was typed.
+/// Runs the keys that were typed.
 pub fn run(cpu: &Cpu, regs: &Regs) {
-    let Some(key) = input::take_key() else { return };
+    while let Some(key) = input::take_key() {
+        run_key(key, cpu, regs);
+    }
+}
+
+fn run_key(key: u8, cpu: &Cpu, regs: &Regs) {
     match KEYS.iter().find(|(known, ..)| *known == key) {
         Some((_, _, show)) => show(cpu, regs),
         None => print!(

@@ -18,8 +18,9 @@ use philoxen_abi::hypercall::Budget;
 use philoxen_abi::{DomId, Errno, Result, VcpuId};
 use philoxen_control::create::{Numbers, Wanted};
 use philoxen_control::info::Share;
+use philoxen_control::ranges::Access;
 use philoxen_paging::{Progress, mmuext, relinquish, validate};
-use spin::Mutex;
+use spin::{Mutex, RwLock};
 
 /// How far a domain's destruction has got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,8 +31,12 @@ enum Step {
     Events,
     /// Its vCPUs give back what they hold.
     Vcpus,
+    /// Its mappings of others' frames end, and its own grants.
+    Grants,
     /// Its memory goes.
     Memory,
+    /// Others still use frames it granted.
+    Users,
     /// Nothing left to do.
     Gone,
 }
@@ -57,6 +62,8 @@ pub struct Tool {
     pub suspend_port: AtomicU32,
     /// A debugger is attached.
     pub debugged: AtomicBool,
+    /// Devices of the machine that it may use.
+    pub access: RwLock<Access>,
     step: Mutex<Step>,
 }
 
@@ -72,6 +79,7 @@ impl Tool {
             tsc: Mutex::new(TscInfo::default()),
             suspend_port: AtomicU32::new(0),
             debugged: AtomicBool::new(false),
+            access: RwLock::new(Access::default()),
             step: Mutex::new(Step::Stop),
         }
     }
@@ -101,6 +109,11 @@ pub fn create(id: DomId, wanted: &Wanted) -> Result<Arc<Domain>> {
         max_pages: 0,
         max_vcpus: wanted.max_vcpus,
         max_port: wanted.max_port,
+        grants: philoxen_grant::Limits::wanted(
+            wanted.grant_frames,
+            wanted.maptrack_frames,
+            wanted.grant_version,
+        ),
         pirqs: DomainPirqs::none(id),
         tool: Tool::paused(wanted),
     })?;
@@ -224,7 +237,24 @@ pub fn destroy(domain: &Arc<Domain>, budget: &mut Budget) -> bool {
         domain.life.kill();
     }
     domain.memory.set_dying();
-    let mut step = domain.tool.step.lock();
+    loop {
+        // Whoever is at it on another processor goes on; waiting for it here could be waiting for each other, as destroying
+        // one domain can free the last grant of another.
+        let Some(mut step) = domain.tool.step.try_lock() else {
+            return false;
+        };
+        let done = advance(domain, &mut step, budget);
+        let waits = *step == Step::Users;
+        drop(step);
+        // A user that went while we held the lock could not take it.
+        if !(waits && domain.grants.entries_in_use() == 0) {
+            return done;
+        }
+    }
+}
+
+/// Takes the steps of a destruction; true if only others can do more, or nothing is left to do.
+fn advance(domain: &Arc<Domain>, step: &mut Step, budget: &mut Budget) -> bool {
     loop {
         let next = match *step {
             Step::Stop if schedule::unregister(domain) => Step::Events,
@@ -234,16 +264,25 @@ pub fn destroy(domain: &Arc<Domain>, budget: &mut Budget) -> bool {
                 for vcpu in domain.vcpus() {
                     release_vcpu(vcpu, budget);
                 }
+                Step::Grants
+            }
+            Step::Grants if domain.grants.release_mappings(Hv, budget) == Progress::Done => {
+                domain.grants.destroy(Hv);
                 Step::Memory
             }
-            Step::Memory if relinquish(Hv, &domain.memory, budget) == Progress::Done => Step::Gone,
-            Step::Gone => return true,
-            Step::Stop | Step::Events | Step::Memory => return false,
+            Step::Memory if relinquish(Hv, &domain.memory, budget) == Progress::Done => Step::Users,
+            Step::Users if domain.grants.entries_in_use() == 0 => Step::Gone,
+            // The last user's unmap comes back here.
+            Step::Users | Step::Gone => return true,
+            Step::Stop | Step::Events | Step::Grants | Step::Memory => return false,
         };
         *step = next;
         if next == Step::Gone {
             domain.life.finish();
             domain::remove(domain);
+        }
+        if matches!(next, Step::Users | Step::Gone) {
+            // First its users learn that they should let go, then that it is gone.
             report_change();
         }
     }

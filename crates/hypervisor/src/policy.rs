@@ -9,6 +9,7 @@ use philoxen_hw::cpu::{asm, features};
 use philoxen_hw::{dev, memory};
 use philoxen_pv::cpuid::{CpuidConfig, CpuidPolicy};
 use philoxen_pv::msr::MsrPolicy;
+use spin::Once;
 
 /// What CPUID and MSRs show a domain.
 #[derive(Debug)]
@@ -29,19 +30,37 @@ impl CpuPolicy {
     }
 }
 
+/// The policies of ordinary domains and of the hardware domain, found out when Domain 0 is made: one of the questions
+/// costs the processor a segment register, which no guest uses then.
+static DEFAULTS: Once<[(CpuidConfig, CpuidPolicy); 2]> = Once::new();
+
+fn defaults(hardware_domain: bool) -> &'static (CpuidConfig, CpuidPolicy) {
+    let [ordinary, hardware] = DEFAULTS.call_once(|| {
+        [false, true].map(|hardware_domain| {
+            let config = make_config(hardware_domain);
+            (config, CpuidPolicy::new(&config, host))
+        })
+    });
+    if hardware_domain { hardware } else { ordinary }
+}
+
 /// The most a domain may be shown; the hardware domain sees some more of the machine.
-pub fn default(hardware_domain: bool) -> CpuidPolicy {
-    CpuidPolicy::new(&config(hardware_domain), host)
+pub fn default(hardware_domain: bool) -> &'static CpuidPolicy {
+    &defaults(hardware_domain).1
+}
+
+/// What policies of this machine are made from.
+pub fn config(hardware_domain: bool) -> &'static CpuidConfig {
+    &defaults(hardware_domain).0
 }
 
 /// The processor's own answer.
-pub fn host(leaf: u32, subleaf: u32) -> CpuidRegs {
+fn host(leaf: u32, subleaf: u32) -> CpuidRegs {
     let [a, b, c, d] = asm::cpuid(leaf, subleaf);
     CpuidRegs { a, b, c, d }
 }
 
-/// What policies of this machine are made from.
-pub fn config(hardware_domain: bool) -> CpuidConfig {
+fn make_config(hardware_domain: bool) -> CpuidConfig {
     let hz = dev::timer::tsc_hz();
     let scale = Scale::from_frequency(hz);
     CpuidConfig {

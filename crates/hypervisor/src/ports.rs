@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! I/O ports of domains: Domain 0 reaches the machine's, but for those that the hypervisor drives and the console's;
-//! for every other domain there is nothing at any port.
+//! every other domain those that tools gave it, and at all others there is nothing.
 
 use crate::domain::Domain;
 use philoxen_abi::DomId;
@@ -14,7 +14,7 @@ pub fn read(domain: &Domain, port: u16, size: u8) -> u32 {
     let Some(width) = Width::from_bytes(size.into()) else {
         return u32::MAX;
     };
-    if domain.id != DomId::DOM0 || is_console(port, width) {
+    if !may_use(domain, port, width) {
         return width.ones();
     }
     if pci_ports::covers(port, width) {
@@ -28,7 +28,7 @@ pub fn write(domain: &Domain, port: u16, size: u8, value: u32) {
     let Some(width) = Width::from_bytes(size.into()) else {
         return;
     };
-    if domain.id != DomId::DOM0 || is_console(port, width) {
+    if !may_use(domain, port, width) {
         return;
     }
     if pci_ports::covers(port, width) {
@@ -36,6 +36,19 @@ pub fn write(domain: &Domain, port: u16, size: u8, value: u32) {
     } else {
         port::guest_write(port, width, value);
     }
+}
+
+/// True if the domain may reach these ports. PCI configuration is Domain 0's alone.
+fn may_use(domain: &Domain, port: u16, width: Width) -> bool {
+    let allowed = domain.id == DomId::DOM0
+        || !pci_ports::covers(port, width)
+            && domain
+                .tool
+                .access
+                .read()
+                .ports
+                .contains(port.into(), width.bytes().into());
+    allowed && !is_console(port, width)
 }
 
 /// True if an access touches the console's serial port.

@@ -35,6 +35,10 @@ static BY_KEY: RwLock<Vec<Option<Held>>> = RwLock::new(Vec::new());
 /// The vCPU each processor runs, as [`pack`] has it.
 static CURRENT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NOBODY) }; MAX_CPUS];
 
+/// Nanoseconds each processor was idle, and since when it is (0: it is not).
+static IDLE_TIME: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+static IDLE_SINCE: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
 const fn pack(domain: DomId, vcpu: VcpuId) -> u64 {
     (domain.0 as u64) << 32 | vcpu.0 as u64
 }
@@ -155,7 +159,16 @@ pub fn block(running: &Running, polling: bool) {
     let events = running.events();
     let may_block = || !events.upcall_due(&FRAMES) && (!polling || events.is_polling());
     if scheduler().block(running.vcpu().key, time::now(), may_block) {
+        // From here on an event must wake it: the way out does not look at it any more.
+        set_current(cpu_id(), NOBODY);
         cpu::request(cpu_id(), RESCHEDULE);
+    }
+}
+
+/// Notes which vCPU a processor runs.
+fn set_current(cpu: CpuId, vcpu: u64) {
+    if let Some(current) = CURRENT.get(cpu) {
+        current.store(vcpu, Ordering::Release);
     }
 }
 
@@ -241,6 +254,30 @@ pub fn runstate(domain: &Domain, vcpu: VcpuId) -> Option<Runstate> {
     Some(scheduler().runstate(domain.vcpu(vcpu)?.key, time::now()))
 }
 
+/// Nanoseconds that processor `cpu` had nothing to run.
+pub fn idle_time(cpu: CpuId) -> u64 {
+    let [Some(total), Some(since)] = [IDLE_TIME.get(cpu), IDLE_SINCE.get(cpu)] else {
+        return 0;
+    };
+    let current = match since.load(Ordering::Relaxed) {
+        0 => 0,
+        since => time::now().saturating_sub(since),
+    };
+    total.load(Ordering::Relaxed).saturating_add(current)
+}
+
+/// Keeps the account of idle time.
+fn account_idle(cpu: CpuId, idle: bool) {
+    let [Some(total), Some(since)] = [IDLE_TIME.get(cpu), IDLE_SINCE.get(cpu)] else {
+        return;
+    };
+    let now = time::now();
+    let began = since.swap(if idle { now } else { 0 }, Ordering::Relaxed);
+    if began != 0 {
+        total.fetch_add(now.saturating_sub(began), Ordering::Relaxed);
+    }
+}
+
 /// True if `cpu` has a reason to choose anew after a timer interrupt.
 pub fn tick(cpu: CpuId) -> bool {
     scheduler().tick(cpu as u32, time::now())
@@ -263,6 +300,11 @@ pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
             Some(next) => enter(cpu, regs, next),
             None => philoxen_hw::machine::load_root(None),
         }
+        account_idle(cpu.id, next.is_none());
+    }
+    if let Some(running) = &cpu.running {
+        // It may have blocked and been woken up meanwhile.
+        set_current(cpu.id, pack(running.domain.id, running.id));
     }
     if let Some(next) = next {
         let key = TimerKey::new(next, TimerKind::Slice);
@@ -285,9 +327,7 @@ fn leave(cpu: &mut Cpu, regs: &Regs) {
     time::write_runstate(&running);
     save_vcpu(&mut running);
     running.state.regs = *regs;
-    if let Some(current) = CURRENT.get(cpu.id) {
-        current.store(NOBODY, Ordering::Release);
-    }
+    set_current(cpu.id, NOBODY);
     let Running { domain, id, state } = running;
     if let Some(vcpu) = domain.vcpu(id) {
         *vcpu.parked.lock() = Some(state);
@@ -302,15 +342,14 @@ fn enter(cpu: &mut Cpu, regs: &mut Regs, key: VcpuKey) {
     let Some(state) = domain.vcpu(id).and_then(|vcpu| vcpu.parked.lock().take()) else {
         fatal::bug("the scheduler chose a vCPU whose registers are elsewhere")
     };
-    if let Some(current) = CURRENT.get(cpu.id) {
-        current.store(pack(domain.id, id), Ordering::Release);
-    }
+    set_current(cpu.id, pack(domain.id, id));
     *regs = state.regs;
     let running = cpu.running.insert(Running { domain, id, state });
     running.domain.events.end_poll(id);
     load_root(running.vcpu(), true);
     time::write_runstate(running);
     if !load_vcpu(running) {
-        traps::failsafe(regs, cpu);
+        let wanted = running.state.segments.selectors;
+        traps::failsafe(regs, cpu, Some(wanted));
     }
 }

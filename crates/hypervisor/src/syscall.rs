@@ -5,7 +5,9 @@
 
 use crate::cpu::{Cpu, Running};
 use crate::host::{FRAMES, load_root};
-use crate::ops::{console, control, events, memory, misc, multicall, physdev, sched, vcpu};
+use crate::ops::{
+    console, control, domctl, events, grant, memory, misc, multicall, physdev, sched, sysctl, vcpu,
+};
 use crate::traps;
 use philoxen_abi::arch::IretContext;
 use philoxen_abi::hypercall::{self as nr, Budget};
@@ -90,6 +92,7 @@ pub fn dispatch(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5]) 
         nr::MULTICALL => multicall::run(cpu, running, a, b),
         nr::EVENT_CHANNEL_OP => events::event_channel_op(running, a, b, c),
         nr::SCHED_OP => sched::sched_op(cpu, running, a, b),
+        nr::GRANT_TABLE_OP => grant::grant_table_op(running, [a, b, c]),
         _ => dispatch_cold(cpu, running, number, args),
     }
 }
@@ -126,6 +129,8 @@ fn dispatch_cold(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5])
         nr::EVENT_CHANNEL_OP_COMPAT => events::event_channel_op_compat(running, a),
         nr::PHYSDEV_OP => physdev::physdev_op(running, a, b),
         nr::PLATFORM_OP => physdev::platform_op(running, a),
+        nr::SYSCTL => sysctl::sysctl(running, a),
+        nr::DOMCTL => domctl::domctl(running, a),
         _ => Errno::ENOSYS.into(),
     }
 }
@@ -153,7 +158,7 @@ fn iret_hypercall(regs: &mut Regs, cpu: &mut Cpu) {
             }
             running.events().set_upcall_mask(&FRAMES, done.masked);
             if done.failsafe {
-                traps::failsafe(regs, cpu);
+                traps::failsafe(regs, cpu, None);
             }
         }
         Err(crash) => cpu.crash(regs, &crash),

@@ -201,18 +201,19 @@ pub fn return_failed(regs: &mut Regs, cpu: &mut Cpu) {
         regs.cs,
         regs.rip
     );
-    failsafe(regs, cpu);
+    failsafe(regs, cpu, None);
 }
 
-/// Enters the failsafe callback with what could not be loaded; all data selectors become null.
-pub fn failsafe(regs: &mut Regs, cpu: &mut Cpu) {
+/// Enters the failsafe callback. `wanted` are the data selectors that the guest should have and some of which could not be
+/// loaded (those are null now); none if they are all as they should be and it was CS, SS or RIP. Linux tells the two
+/// cases apart by comparing the frame with what is loaded.
+pub fn failsafe(regs: &mut Regs, cpu: &mut Cpu, wanted: Option<[u16; 4]>) {
     let Some(running) = &mut cpu.running else {
         return;
     };
-    let selectors = state::read_selectors();
+    let selectors = wanted.unwrap_or_else(state::read_selectors);
     let (vcpu, mut entry) = running.entry();
-    match bounce::failsafe(&mut vcpu.pv, regs, &mut entry, selectors) {
-        Ok(()) => state::clear_selectors(),
-        Err(crash) => cpu.crash(regs, &crash),
+    if let Err(crash) = bounce::failsafe(&mut vcpu.pv, regs, &mut entry, selectors) {
+        cpu.crash(regs, &crash);
     }
 }

@@ -6,6 +6,7 @@
 //! when the last reference goes, whoever holds it.
 
 use crate::exchange::exchange;
+use crate::frame::Frame;
 use crate::machine::{Cx, DomainMemory, Domains, Machine};
 use crate::memory_info;
 use crate::validate::{get_page, put_frame, put_page, reap};
@@ -202,12 +203,25 @@ pub fn unshare_frame<M: Machine>(machine: M, mfn: Mfn) {
     }
 }
 
+/// True if only the allocation and the caller refer to a frame: its domain has it mapped nowhere.
+///
+/// A frame that is given up while it is mapped stays with its domain but leaves its account, so a domain that does that over
+/// and over would have more than its limit. Domain 0, whose early boot does it once, is trusted with that.
+fn is_unused<M: Machine>(machine: M, mfn: Mfn, frame: &Frame) -> bool {
+    let _ = reap(machine, mfn, &mut Budget::new(ENTRIES));
+    frame.owner().count() == 2
+}
+
 /// Takes frames away from `domain`, which gives them up.
 fn give_back<M: Machine>(machine: M, domain: &DomainMemory, start: Mfn, count: u32) -> Result<()> {
     for index in 0..u64::from(count) {
         let mfn = Mfn(start.0.checked_add(index).ok_or(Errno::EINVAL)?);
         get_page(machine, mfn, domain.id())?;
         let frame = machine.frames().get(mfn).ok_or(Errno::EINVAL)?;
+        if !domain.is_privileged() && !is_unused(machine, mfn, frame) {
+            put_page(machine, mfn);
+            return Err(Errno::EINVAL);
+        }
         let given = frame.unallocate(domain.id());
         if given {
             domain.uncharge(1);

@@ -6,10 +6,11 @@
 //! that only changes its writability moves the reference between the two counts.
 
 use crate::entry::{self, A, ADDR, CACHE, D, P, RW};
-use crate::frame::Frame;
 use crate::machine::Machine;
-use crate::validate::{Pages, Stop, Tables, put_flat, put_frame, put_leaf, put_typed};
-use crate::word::{Get, Kind, Put, TypeWord};
+use crate::validate::{
+    Pages, Stop, Tables, put_flat, put_frame, put_leaf, put_typed, take_writable,
+};
+use crate::word::Kind;
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::hypercall::Budget;
 use philoxen_abi::{Errno, Mfn, Result};
@@ -121,66 +122,35 @@ impl<M: Machine> Tables<'_, M> {
             return None;
         }
         if raw & RW == 0 {
-            if !frame.general_room() {
+            // The reference of the read-only leaf comes before the leaf: another processor may remove it at once.
+            if !frame.get(frame.owner().owner()?) {
                 return None;
             }
-            let old = swap(slot, old, new).ok()?;
-            self.downgrade(entry::mfn(raw), frame);
-            return Some(old);
+            return match swap(slot, old, new) {
+                Ok(old) => {
+                    put_flat(self.machine, entry::mfn(raw), frame);
+                    Some(old)
+                }
+                Err(_) => {
+                    put_frame(self.machine, entry::mfn(raw), frame);
+                    None
+                }
+            };
         }
         let Pages::Of(domain) = pages else {
             return None;
         };
-        if !frame.owner().is_owned_by(domain) {
-            return None;
-        }
-        let transferred = self.upgrade(frame)?;
-        match (swap(slot, old, new), transferred) {
-            (Ok(old), true) => return Some(old),
-            (Ok(old), false) => {
+        // Holds its own general reference, so that nobody frees the frame while it is claimed.
+        take_writable(self.machine, entry::mfn(raw), frame, domain).ok()?;
+        match swap(slot, old, new) {
+            Ok(old) => {
                 put_frame(self.machine, entry::mfn(raw), frame);
-                return Some(old);
+                Some(old)
             }
-            (Err(_), true) => frame.get_again(),
-            (Err(_), false) => {}
-        }
-        put_flat(self.machine, entry::mfn(raw), frame);
-        None
-    }
-
-    /// Turns the writable reference of a leaf into a general one, after the leaf became read-only.
-    #[inline]
-    fn downgrade(&self, mfn: Mfn, frame: &Frame) {
-        loop {
-            // As the last typed reference goes, the general one that the typed ones share becomes the leaf's.
-            if frame.retire(TypeWord::idle(Kind::Writable, self.machine.tlb_clock())) {
-                return;
+            Err(_) => {
+                put_flat(self.machine, entry::mfn(raw), frame);
+                None
             }
-            frame.get_again();
-            match frame.unshare() {
-                Put::Shared(_) | Put::NotHeld => return,
-                Put::Last => put_frame(self.machine, mfn, frame),
-            }
-        }
-    }
-
-    /// Takes a writable reference for a leaf that holds a general one. `Some(true)`: the leaf's general reference
-    /// has become that of the typed ones.
-    #[inline]
-    fn upgrade(&self, frame: &Frame) -> Option<bool> {
-        if frame.share(Kind::Writable) {
-            return Some(false);
-        }
-        match frame.claim(Kind::Writable) {
-            Get::Share(_) => Some(false),
-            Get::Claim { flush, .. } => {
-                if let Some(stamp) = flush {
-                    self.machine.flush_since(stamp);
-                }
-                frame.set_kind(TypeWord::live(Kind::Writable));
-                Some(true)
-            }
-            Get::Busy | Get::Reap | Get::Mismatch | Get::Overflow => None,
         }
     }
 

@@ -481,7 +481,8 @@ pub fn event<E: KernelEntry>(pv: &mut PvCpu, regs: &mut Regs, env: &mut E) -> Re
     deliver(&frame, pv, regs, env)
 }
 
-/// Delivers the failsafe callback; `selectors` are DS, ES, FS, GS. The caller then loads null into all four.
+/// Delivers the failsafe callback; `selectors` are DS, ES, FS, GS as the guest should have them. Those that differ from what is
+/// loaded could not be; if none does, it was CS, SS or RIP.
 ///
 /// # Errors
 /// The reason to crash the domain.

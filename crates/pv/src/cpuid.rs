@@ -7,7 +7,7 @@
 //! FSGSBASE is hidden by default. With it, Linux reads the inactive GS base by an emulated RDMSR on every context switch; without
 //! it, bases change only by selectors and hypercalls, and processes without a GS base cost nothing.
 
-use crate::control::{CR4_OSXSAVE, XCR0_AVX, XCR0_AVX512, XCR0_GUEST, XCR0_SSE};
+use crate::control::{XCR0_AVX, XCR0_AVX512, XCR0_GUEST, XCR0_SSE};
 use crate::cpuid_mask as m;
 use philoxen_abi::arch::{CpuidRegs, cpuid};
 
@@ -345,7 +345,9 @@ impl CpuidPolicy {
                 let mut out = at(&self.basic, 1);
                 // APIC IDs are even, as everywhere in the interface.
                 out.b |= state.vcpu << 25;
-                if state.cr4 & CR4_OSXSAVE != 0 {
+                // The real CR4.OSXSAVE is always set, as the unintercepted instruction tells user space; Linux takes XSAVE
+                // for there only if it sees this bit before it sets its own CR4.
+                if out.c & m::XSAVE != 0 {
                     out.c |= m::OSXSAVE;
                 }
                 out

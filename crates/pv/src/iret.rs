@@ -50,6 +50,9 @@ pub fn iret(
     // A 32-bit target cannot take the 64-bit SYSRET: it goes the general way.
     let compat = frame.cs as u16 | 3 == arch::FLAT_RING3_CS32;
     if frame.flags & VGCF_IN_SYSCALL != 0 && canonical && !compat {
+        // What SYSRET would leave, should another way back be taken: nothing of the kernel's.
+        regs.rcx = frame.rip;
+        regs.r11 = regs.rflags;
         regs.cs = u64::from(arch::FLAT_RING3_CS64);
         regs.ss = u64::from(arch::FLAT_RING3_SS64);
         regs.origin |= ORIGIN_SYSRET;

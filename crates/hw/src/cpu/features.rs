@@ -12,6 +12,8 @@ const CR0_EM: u64 = 1 << 2;
 const CR0_NE: u64 = 1 << 5;
 const CR0_WP: u64 = 1 << 16;
 const CR0_AM: u64 = 1 << 18;
+/// PSE and PAE: of what the boot left on, only these stay.
+const CR4_PAGING: u64 = 1 << 4 | 1 << 5;
 const CR4_DE: u64 = 1 << 3;
 const CR4_MCE: u64 = 1 << 6;
 const CR4_PGE: u64 = 1 << 7;
@@ -42,7 +44,8 @@ pub fn xcr0_supported() -> u64 {
 
 /// True if the processor has RDTSCP (CPUID 0x80000001 EDX bit 27).
 pub fn has_rdtscp() -> bool {
-    asm::cpuid(0x8000_0001, 0)[3] & 1 << 27 != 0
+    static PRESENT: Once<bool> = Once::new();
+    *PRESENT.call_once(|| asm::cpuid(0x8000_0001, 0)[3] & 1 << 27 != 0)
 }
 
 /// True if loading a null selector clears the segment's base on this processor, found by trying.
@@ -61,7 +64,8 @@ pub(super) fn enable() {
     let xsave = leaf1[2] & 1 << 26 != 0;
     let smap = leaf7[1] & 1 << 20 != 0;
     patch_smap_sites(smap);
-    let mut cr4 = asm::read_cr4() | CR4_DE | CR4_MCE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+    let mut cr4 =
+        (asm::read_cr4() & CR4_PAGING) | CR4_DE | CR4_MCE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     for (present, bit) in [
         (xsave, CR4_OSXSAVE),
         (leaf7[1] & 1 << 7 != 0, CR4_SMEP),

@@ -14,54 +14,36 @@ use philoxen_abi::{Errno, GuestMemory, GuestVa, Result};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadedGuest;
 
-/// Reads one word at `address`, which the caller found to be outside the hypervisor's range.
+/// Copies `N` words by plain moves; false if one of them faulted.
+///
+/// # Safety
+/// The side that is ours is valid for `8 * N` bytes, and the guest's side is outside the hypervisor's range.
 #[inline(always)]
-fn read_word(address: u64) -> Option<u64> {
-    let value: u64;
+unsafe fn move_words<const N: usize>(to: u64, from: u64) -> bool {
     let failed: u32;
-    // SAFETY: reads guest memory into a register; a fault resumes at the fixup. No Rust object lies there.
+    // SAFETY: the caller's contract; a fault on the guest's side resumes at the fixup. A word of the guest is loaded once.
     unsafe {
         asm!(
             "xor {failed:e}, {failed:e}",
-            "2: mov {value}, [{address}]",
-            "3:",
-            ".pushsection .fixup, \"ax\"",
-            "4: mov {failed:e}, 1",
-            "xor {value:e}, {value:e}",
-            "jmp 3b",
-            ".popsection",
+            ".set copied, 0",
+            ".rept {words}",
+            "2: mov {word}, [{from} + copied]",
+            "3: mov [{to} + copied], {word}",
             ".pushsection .ex_table, \"a\"",
-            ".quad 2b, 4b",
+            ".quad 2b, 5f",
+            ".quad 3b, 5f",
             ".popsection",
-            address = in(reg) address,
-            value = out(reg) value,
-            failed = out(reg) failed,
-            options(nostack, readonly)
-        );
-    }
-    (failed == 0).then_some(value)
-}
-
-/// Writes one word at `address`, which the caller found to be outside the hypervisor's range.
-#[inline(always)]
-fn write_word(address: u64, value: u64) -> bool {
-    let failed: u32;
-    // SAFETY: writes guest memory through the guest's own writable mapping, which the frame types allow; a fault
-    // resumes at the fixup. No Rust object lies there.
-    unsafe {
-        asm!(
-            "xor {failed:e}, {failed:e}",
-            "2: mov [{address}], {value}",
-            "3:",
+            ".set copied, copied + 8",
+            ".endr",
+            "4:",
             ".pushsection .fixup, \"ax\"",
-            "4: mov {failed:e}, 1",
-            "jmp 3b",
+            "5: mov {failed:e}, 1",
+            "jmp 4b",
             ".popsection",
-            ".pushsection .ex_table, \"a\"",
-            ".quad 2b, 4b",
-            ".popsection",
-            address = in(reg) address,
-            value = in(reg) value,
+            words = const N,
+            to = in(reg) to,
+            from = in(reg) from,
+            word = out(reg) _,
             failed = out(reg) failed,
             options(nostack)
         );
@@ -117,8 +99,43 @@ unsafe fn copy_words(to: u64, from: u64, words: usize) -> usize {
     left
 }
 
-/// Words up to which a copy is done by plain moves.
-const INLINE_WORDS: usize = 8;
+/// Copies `len` bytes, small ones by plain moves: with a length known to the compiler only those are left.
+///
+/// # Safety
+/// As [`copy_bytes`].
+#[inline(always)]
+unsafe fn copy(to: u64, from: u64, len: usize) -> Result<()> {
+    macro_rules! by_words {
+        ($($words:literal)*) => {
+            match len {
+                // SAFETY: the caller's contract, for as many bytes.
+                $(len if len == 8 * $words => unsafe { move_words::<$words>(to, from) },)*
+                // SAFETY: the caller's contract.
+                _ => unsafe { copy_long(to, from, len) },
+            }
+        };
+    }
+    if by_words!(1 2 3 4 5 6 7 8 9) {
+        Ok(())
+    } else {
+        Err(Errno::EFAULT)
+    }
+}
+
+/// Copies any number of bytes; false if a fault stopped it.
+///
+/// # Safety
+/// As [`copy_bytes`].
+unsafe fn copy_long(to: u64, from: u64, len: usize) -> bool {
+    let (words, rest) = (len / 8, len % 8);
+    let done = words as u64 * 8;
+    // SAFETY: the caller's contract, for the whole words.
+    if unsafe { copy_words(to, from, words) } != 0 {
+        return false;
+    }
+    // SAFETY: the rest of the same two ranges.
+    (unsafe { copy_bytes(to + done, from + done, rest) }) == 0
+}
 
 impl GuestMemory for LoadedGuest {
     #[inline(always)]
@@ -127,28 +144,8 @@ impl GuestMemory for LoadedGuest {
             return Err(Errno::EFAULT);
         }
         let _open = super::features::open_guest_memory();
-        if out.len() <= INLINE_WORDS * 8 && out.len().is_multiple_of(8) {
-            for (index, chunk) in out.chunks_exact_mut(8).enumerate() {
-                let word = read_word(va.0 + index as u64 * 8).ok_or(Errno::EFAULT)?;
-                chunk.copy_from_slice(&word.to_ne_bytes());
-            }
-            return Ok(());
-        }
-        let (words, rest) = (out.len() / 8, out.len() % 8);
-        let to = out.as_mut_ptr() as u64;
         // SAFETY: `out` is ours and that long; the guest's range was checked above.
-        let left = unsafe { copy_words(to, va.0, words) };
-        if left != 0 {
-            return Err(Errno::EFAULT);
-        }
-        let done = words as u64 * 8;
-        // SAFETY: the rest of the same two ranges.
-        let left = unsafe { copy_bytes(to + done, va.0 + done, rest) };
-        if left == 0 {
-            Ok(())
-        } else {
-            Err(Errno::EFAULT)
-        }
+        unsafe { copy(out.as_mut_ptr() as u64, va.0, out.len()) }
     }
 
     #[inline(always)]
@@ -157,31 +154,8 @@ impl GuestMemory for LoadedGuest {
             return Err(Errno::EFAULT);
         }
         let _open = super::features::open_guest_memory();
-        if data.len() <= INLINE_WORDS * 8 && data.len().is_multiple_of(8) {
-            for (index, chunk) in data.chunks_exact(8).enumerate() {
-                let mut word = [0; 8];
-                word.copy_from_slice(chunk);
-                if !write_word(va.0 + index as u64 * 8, u64::from_ne_bytes(word)) {
-                    return Err(Errno::EFAULT);
-                }
-            }
-            return Ok(());
-        }
-        let (words, rest) = (data.len() / 8, data.len() % 8);
-        let from = data.as_ptr() as u64;
         // SAFETY: `data` is ours and that long; the guest's range was checked above.
-        let left = unsafe { copy_words(va.0, from, words) };
-        if left != 0 {
-            return Err(Errno::EFAULT);
-        }
-        let done = words as u64 * 8;
-        // SAFETY: the rest of the same two ranges.
-        let left = unsafe { copy_bytes(va.0 + done, from + done, rest) };
-        if left == 0 {
-            Ok(())
-        } else {
-            Err(Errno::EFAULT)
-        }
+        unsafe { copy(va.0, data.as_ptr() as u64, data.len()) }
     }
 }
 

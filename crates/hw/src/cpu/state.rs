@@ -66,6 +66,34 @@ impl FpuState {
         self.area.0[512] = 3;
     }
 
+    /// The whole save area in XSAVE's standard form, for tools that save a vCPU.
+    pub fn image(&self) -> &[u8] {
+        &self.area.0
+    }
+
+    /// The whole save area, for tools that restore a vCPU; to be made loadable by [`FpuState::sanitise`] afterwards.
+    pub fn image_mut(&mut self) -> &mut [u8] {
+        &mut self.area.0
+    }
+
+    /// Makes an image from outside one that XRSTOR accepts, dropping components and MXCSR bits that the processor does not have;
+    /// false if it is in the compact form.
+    pub fn sanitise(&mut self) -> bool {
+        let (legacy, header) = self.area.0.split_at_mut(512);
+        let mut mxcsr = [0; 4];
+        mxcsr.copy_from_slice(&legacy[24..28]);
+        let mxcsr = u32::from_le_bytes(mxcsr) & 0xffff;
+        legacy[24..28].copy_from_slice(&mxcsr.to_le_bytes());
+        legacy[464..].fill(0);
+        let mut used = [0; 8];
+        used.copy_from_slice(&header[..8]);
+        let used = u64::from_le_bytes(used) & features::xcr0_supported();
+        let standard = header[8..16].iter().all(|byte| *byte == 0);
+        header[..8].copy_from_slice(&used.to_le_bytes());
+        header[8..64].fill(0);
+        standard
+    }
+
     /// Saves this processor's registers. `xcr0` is the running vCPU's value, which is loaded now.
     pub fn save(&mut self, xcr0: u64) {
         asm::set_task_switched(false);
@@ -216,17 +244,6 @@ selector_loader!(load_ds, "ds");
 selector_loader!(load_es, "es");
 selector_loader!(load_fs, "fs");
 selector_loader!(load_gs, "gs");
-
-/// Sets all four data selectors to null (before the failsafe callback).
-pub fn clear_selectors() {
-    for load in [load_ds, load_es, load_fs] {
-        load(0);
-    }
-    // The bases survive a null GS load on some processors and not on others: keep them.
-    let base = asm::rdmsr(MSR_GS_BASE);
-    load_gs(0);
-    set_gs_base(base);
-}
 
 /// True if a null FS selector zeroes the base.
 pub(super) fn null_selector_clears_base() -> bool {

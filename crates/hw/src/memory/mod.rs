@@ -20,8 +20,8 @@ pub use init::init;
 pub use modules::{ModuleMemory, take_modules};
 pub use tables::{DEVICE, Flags, RO, RW, RX};
 pub use view::{
-    clear_in_frames, copy_from_frames, copy_to_frames, is_ram, phys_bytes, words, words_or_scratch,
-    zero_frames,
+    clear_in_frames, copy_between_frames, copy_from_frames, copy_to_frames, is_ram, phys_bytes,
+    words, words_or_scratch, zero_frames,
 };
 
 use crate::boot::stop;

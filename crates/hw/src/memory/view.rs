@@ -116,6 +116,26 @@ pub fn copy_from_frames(start: Mfn, offset: u64, out: &mut [u8]) -> bool {
     true
 }
 
+/// Copies `len` bytes within domains' frames, each side a frame and an offset in it; false, with nothing done, if a side is
+/// not within one frame of a domain. Sides that overlap are copied in rising order.
+pub fn copy_between_frames(to: (Mfn, u64), from: (Mfn, u64), len: u64) -> bool {
+    let inside = |(mfn, offset): (Mfn, u64)| {
+        offset.saturating_add(len) <= PAGE_SIZE && class(mfn) == Class::Guest
+    };
+    if !inside(to) || !inside(from) {
+        return false;
+    }
+    // SAFETY: both sides are a domain's RAM, in the direct map, and no Rust reference but atomics covers them.
+    unsafe {
+        bulk::copy(
+            direct(to.0.addr() + to.1),
+            direct(from.0.addr() + from.1),
+            len as usize,
+        )
+    };
+    true
+}
+
 /// Clears `len` bytes of a domain's consecutive frames from `offset` bytes into `start` on; false, with nothing done, if
 /// one of the frames is not a domain's.
 pub fn clear_in_frames(start: Mfn, offset: u64, len: u64) -> bool {

@@ -5,6 +5,7 @@ use crate::cpu::{self, Running};
 use crate::paging::with;
 use crate::syscall::budget;
 use philoxen_abi::Flow;
+use philoxen_abi::memory::op;
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_paging as paging;
 
@@ -43,6 +44,9 @@ pub fn mmuext_op(running: &mut Running, args: [u64; 4]) -> Flow {
 
 /// `memory_op(cmd, arg)`.
 pub fn memory_op(running: &Running, cmd: u64, arg: u64) -> Flow {
+    if cmd == op::ACQUIRE_RESOURCE {
+        return super::grant::acquire_resource(running, arg);
+    }
     with(running, |cx| {
         paging::memory_op(cx, &LoadedGuest, [cmd, arg], &mut budget())
     })

@@ -12,7 +12,7 @@ use philoxen_hw::cpu::guest::LoadedGuest;
 
 /// `VMASST_TYPE_*` that exist for 64-bit PV guests: 4gb_segments (0), 4gb_segments_notify (1), writable_pagetables (2),
 /// pae_extended_cr3 (3), architectural_iopl (4), runstate_update_flag (5).
-const ASSISTS: u64 = 0x3f;
+pub const ASSISTS: u64 = 0x3f;
 const ASSIST_PAE_EXTENDED_CR3: u32 = 3;
 const ASSIST_ARCHITECTURAL_IOPL: u64 = 4;
 /// `xen_version` texts.

@@ -3,10 +3,13 @@
 
 pub mod console;
 pub mod control;
+pub mod domctl;
 pub mod events;
+pub mod grant;
 pub mod memory;
 pub mod misc;
 pub mod multicall;
 pub mod physdev;
 pub mod sched;
+pub mod sysctl;
 pub mod vcpu;

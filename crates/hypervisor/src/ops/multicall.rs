@@ -5,11 +5,13 @@ use crate::cpu::{self, Running};
 use crate::syscall;
 use philoxen_abi::hypercall as nr;
 use philoxen_abi::{Errno, Flow, GuestMemory, GuestVa};
-use philoxen_hw::cpu::CpuId;
 use philoxen_hw::cpu::guest::LoadedGuest;
+use philoxen_hw::cpu::{CpuId, asm};
 
 /// Bytes of one entry: op, result, six arguments.
 const ENTRY_SIZE: u64 = 64;
+/// TSC ticks after which interrupts get their turn: about a millisecond.
+const MAX_TICKS: u64 = 2_000_000;
 /// Entries done before interrupts get their turn.
 const MAX_AT_ONCE: u64 = 32;
 /// Offset of the result.
@@ -23,10 +25,15 @@ const ARGS: u64 = 16;
 /// with the rights of what it returns to (XSA-213), nor can a multicall.
 #[inline]
 pub fn run(cpu: CpuId, running: &mut Running, list: u64, count: u64) -> Flow {
+    let start = asm::rdtsc();
     for index in 0..count {
         let entry = GuestVa(list).element(index, ENTRY_SIZE);
         // The first entry always runs, so a restarted batch makes progress.
-        if index != 0 && (index == MAX_AT_ONCE || cpu::work_pending(cpu)) {
+        if index != 0
+            && (index == MAX_AT_ONCE
+                || cpu::work_pending(cpu)
+                || asm::rdtsc().wrapping_sub(start) > MAX_TICKS)
+        {
             return Flow::Again([entry.0, count - index, 0, 0, 0]);
         }
         let [op, _result, a, b, c, d, e, _f]: [u64; 8] = match LoadedGuest.read(entry) {

@@ -604,3 +604,70 @@ fn a_refused_exchange_keeps_stale_translations_in_mind() {
     assert_eq!(fake.ext(0, mmuext::PIN_L1_TABLE, first + 12), 0);
     fake.check();
 }
+
+/// Another processor clears a leaf and frees its frame while the leaf becomes read-only.
+#[test]
+fn a_frame_freed_during_a_downgrade_is_left_alone() {
+    let (fake, first) = running();
+    let (slot, target) = (20, first + 9);
+    assert_eq!(fake.set(0, first + 3, 9, 0), 0);
+    assert_eq!(fake.set(0, first + 3, slot, target << 12 | P | RW), 0);
+    fake.check();
+    *fake.hook.lock() = Some(std::boxed::Box::new(move || {
+        assert_eq!(fake.set(0, first + 3, slot, 0), 0);
+        let mut words = [VA + 32, 1, 0, SELF, target];
+        assert_eq!(
+            fake.memory(u32::MAX, 0, op::DECREASE_RESERVATION, &mut words),
+            1
+        );
+    }));
+    let _ = fake.set(0, first + 3, slot, target << 12 | P);
+    fake.check();
+}
+
+/// The same while the leaf becomes writable.
+#[test]
+fn a_frame_freed_during_an_upgrade_is_left_alone() {
+    let (fake, first) = running();
+    let (slot, target) = (20, first + 9);
+    // Was an idle table once, so that the upgrade flushes.
+    assert_eq!(fake.set(0, first + 3, 9, 0), 0);
+    assert_eq!(fake.ext(0, mmuext::PIN_L1_TABLE, target), 0);
+    assert_eq!(fake.ext(0, mmuext::UNPIN_TABLE, target), 0);
+    assert_eq!(fake.set(0, first + 3, slot, target << 12 | P), 0);
+    fake.check();
+    *fake.hook.lock() = Some(std::boxed::Box::new(move || {
+        assert_eq!(fake.set(0, first + 3, slot, 0), 0);
+        let mut words = [VA + 32, 1, 0, SELF, target];
+        assert_eq!(
+            fake.memory(u32::MAX, 0, op::DECREASE_RESERVATION, &mut words),
+            1
+        );
+    }));
+    let _ = fake.set(0, first + 3, slot, target << 12 | P | RW);
+    fake.check();
+}
+
+/// A domain that gives up frames while they are mapped must not get others beyond its limit.
+#[test]
+fn frames_in_use_cannot_be_given_up() {
+    let (fake, _) = running();
+    let first = Fake::first(1);
+    fake.domains[1].set_max_pages(EACH);
+    for page in 4..20 {
+        let mut words = [VA + 32, 1, 0, SELF, first + page];
+        assert_eq!(
+            fake.memory(u32::MAX, 1, op::DECREASE_RESERVATION, &mut words),
+            0
+        );
+        let mut words = [VA + 32, 1, 0, SELF, 5];
+        assert_eq!(
+            fake.memory(u32::MAX, 1, op::POPULATE_PHYSMAP, &mut words),
+            0
+        );
+    }
+    let owned = (0..super::fake::FRAMES)
+        .filter(|&mfn| fake.frame(mfn).owner().is_owned_by(DomId(1)))
+        .count();
+    assert!(owned as u64 <= EACH, "{owned}");
+}

@@ -34,8 +34,8 @@ pub struct Stale {
     pub owner: Option<u16>,
 }
 
-#[derive(Debug)]
 pub struct Fake {
+    pub hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     frames: FrameTable,
     pages: Vec<[AtomicU64; 512]>,
     m2p: Vec<AtomicU64>,
@@ -56,6 +56,7 @@ impl Fake {
         let frames: Vec<Frame> = (0..FRAMES).map(|_| Frame::new()).collect();
         let frames = FrameTable::new(Box::leak(frames.into_boxed_slice()));
         let fake: M = Box::leak(Box::new(Self {
+            hook: Mutex::new(None),
             frames,
             pages: (0..FRAMES)
                 .map(|_| [const { AtomicU64::new(0) }; 512])
@@ -259,9 +260,17 @@ impl Machine for M {
         (index == 0).then_some(Mfn(M2P_FRAME))
     }
     fn tlb_clock(&self) -> u64 {
+        let hook = self.hook.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
         self.clock.load(Ordering::SeqCst)
     }
     fn flush_since(&self, stamp: u64) {
+        let hook = self.hook.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
         if self.flushed.load(Ordering::SeqCst) <= stamp {
             self.flush_all();
         }
