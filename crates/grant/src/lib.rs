@@ -24,6 +24,7 @@ extern crate alloc;
 extern crate std;
 
 mod copy;
+mod entries;
 pub mod entry;
 pub mod host;
 mod map;

@@ -4,6 +4,7 @@
 mod advisories;
 mod fake;
 mod model;
+mod shadow;
 mod status;
 mod threads;
 mod versions;

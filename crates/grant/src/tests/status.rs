@@ -120,7 +120,7 @@ fn the_address_may_be_that_of_an_entry() {
         map(Fake::leaf_address(1, HOLE)).status,
         gntst::GENERAL_ERROR
     );
-    assert_eq!(map(u64::MAX & !7).status, gntst::GENERAL_ERROR);
+    assert_eq!(map(!7).status, gntst::GENERAL_ERROR);
     let mapped = map(at);
     assert_eq!(mapped.status, gntst::OKAY);
     assert_eq!(entry::mfn(fake.leaf(0, HOLE)).0, mfn);

@@ -237,7 +237,7 @@ fn pool(running: &Running, record: &Record) -> Result<i64> {
         cpupool::DESTROY | cpupool::ADDCPU | cpupool::RMCPU if request.cpupool_id == 0 => {
             return Err(Errno::EBUSY);
         }
-        cpupool::CREATE..=cpupool::FREEINFO => return Err(Errno::ENOENT),
+        cpupool::DESTROY..=cpupool::FREEINFO => return Err(Errno::ENOENT),
         _ => return Err(Errno::ENOSYS),
     }
     record.write(&request)
