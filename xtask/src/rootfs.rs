@@ -109,6 +109,8 @@ const GUEST_DISK_BYTES: u64 = 256 << 20;
 const IMAGE_BYTES: u64 = 3 << 30;
 /// Directories that a merged file system has in `/usr` only.
 const MERGED: &[&str] = &["bin", "sbin", "lib", "lib64"];
+/// The script that the others include.
+const LIBRARY: &str = "lib";
 /// Changes when the way of making the image does.
 const RECIPE: &str = "1";
 
@@ -118,6 +120,21 @@ pub struct Root {
     pub files: Files,
     /// The root file system's image.
     pub disk: PathBuf,
+}
+
+/// Names of the scripts of `tests/xl` that are tests, sorted.
+pub fn scripts(tree: &Tree) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(tree.root.join("tests/xl"))? {
+        let name = entry?.file_name();
+        if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".sh"))
+            && name != LIBRARY
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Makes the Domain 0 with xl, as far as it is not there already.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::args::{self, DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net};
+use crate::args::{self, DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net, XL_HYPERVISOR_ARGS};
 use crate::build;
 use crate::cases::{self, Bad, Broken, Debian, Route, Special, Then};
 use crate::host::{Progress, Tree};
@@ -16,6 +16,7 @@ use crate::iso;
 use crate::kernel;
 use crate::lint;
 use crate::qemu::{Boot, DISK_BYTES, End, Machine, Outcome, Qemu, Watch};
+use crate::rootfs::{self, Root};
 use crate::run::{self, Files};
 use crate::serve::{Server, noise};
 
@@ -23,6 +24,9 @@ use crate::serve::{Server, noise};
 const GUEST_LIMIT: Duration = Duration::from_secs(90);
 const DEBIAN_LIMIT: Duration = Duration::from_secs(150);
 const BAD_LIMIT: Duration = Duration::from_secs(90);
+const XL_LIMIT: Duration = Duration::from_secs(900);
+/// Memory of the machine that has guests.
+const XL_MEMORY: &str = "2G";
 /// Time for a bad boot to end after its reason was given, and time after which one that shall not end is still there.
 const BAD_END: Duration = Duration::from_secs(30);
 const BAD_STOP: Duration = Duration::from_secs(6);
@@ -39,9 +43,14 @@ const TAIL: usize = 40;
 enum Case {
     Lint(lint::Check),
     Host,
-    Guest { theme: String, legacy: bool },
+    Guest {
+        theme: String,
+        legacy: bool,
+    },
     Debian(&'static Debian),
     Bad(&'static Bad),
+    /// A script of tests/xl.
+    Xl(String),
 }
 
 impl Case {
@@ -66,6 +75,8 @@ struct Parts {
     guests: [PathBuf; 2],
     files: Files,
     cd: Option<PathBuf>,
+    /// The Domain 0 with xl, where a test needs it.
+    xl: Option<Root>,
     server: Server,
 }
 
@@ -170,6 +181,11 @@ fn all_cases(tree: &Tree) -> Result<Vec<(String, Case)>> {
             .iter()
             .map(|boot| (format!("debian/{}", boot.name), Case::Debian(boot))),
     );
+    all.extend(
+        rootfs::scripts(tree)?
+            .into_iter()
+            .map(|script| (format!("xl/{script}"), Case::Xl(script))),
+    );
     Ok(all)
 }
 
@@ -229,7 +245,11 @@ fn parts(tree: &Tree, options: &args::Test, machines: &[(String, Case)]) -> Resu
             )
         })
         .transpose()?;
+    let sessions = machines.iter().any(|(_, case)| matches!(case, Case::Xl(_)));
     Ok(Parts {
+        xl: sessions
+            .then(|| rootfs::make(tree, &dom0.flavour))
+            .transpose()?,
         qemu: Qemu::find(options.qemu.as_deref())?,
         guests: [guest(false)?, guest(true)?],
         image,
@@ -336,6 +356,9 @@ fn one(
             progress.note(format!("{name}: {line}"))
         }),
         Case::Bad(bad) => bad_boot(parts, bad, log),
+        Case::Xl(script) => session(parts, script, log, |line| {
+            progress.note(format!("{name}: {line}"))
+        }),
         Case::Lint(_) | Case::Host => bail!("not a machine's test"),
     }?;
     Ok((1, detail))
@@ -500,6 +523,41 @@ fn debian_verdict(boot: &Debian, outcome: &Outcome) -> Result<String> {
         .find("PHILOXEN-INIT")
         .map(|(time, _)| format!("/init after {:.1} s", time.as_secs_f32()))
         .unwrap_or_default())
+}
+
+/// Runs a script of tests/xl in the Domain 0 with xl, whose disk is as new afterwards.
+fn session(parts: &Parts, script: &str, log: &Path, seen: impl FnMut(&str)) -> Result<String> {
+    let root = parts.xl.as_ref().context("no Domain 0 with xl was made")?;
+    let args = format!("{DOM0_ARGS} philoxen.test={script}");
+    let mut machine = parts.machine(
+        parts.multiboot(XL_HYPERVISOR_ARGS, run::modules(&root.files, &args)),
+        XL_MEMORY,
+    );
+    machine.net = run::card(&root.files);
+    machine.disk = Some(root.disk.clone());
+    machine.extra = vec!["-snapshot".into()];
+    let outcome = Watch {
+        log,
+        limit: XL_LIMIT,
+        until: None,
+        grace: Duration::ZERO,
+        replies: &[],
+    }
+    .run(&machine, seen)?;
+    let passes = format!("PHILOXEN-TEST {script} PASS ");
+    let checks = format!("PHILOXEN-TEST {script}.");
+    if let Some((_, line)) = outcome
+        .lines
+        .iter()
+        .find(|(_, line)| line.contains(&checks) && line.contains(" FAIL"))
+    {
+        bail!("{line}");
+    }
+    let verdict = outcome
+        .line(&passes)
+        .with_context(|| format!("the script has no verdict {}", how(outcome.end, XL_LIMIT)))?;
+    ensure!(outcome.end == End::Off, "the machine did not power off");
+    Ok(verdict.replace(&passes, ""))
 }
 
 fn bad_boot(parts: &Parts, bad: &Bad, log: &Path) -> Result<String> {

@@ -58,12 +58,21 @@ pub fn set(
     vcpu: &Vcpu,
     context: &VcpuGuestContext,
 ) -> core::result::Result<(), Stop> {
-    let state = build(domain, vcpu, context)?;
+    let mut state = build(domain, vcpu, context)?;
     if vcpu.id == VcpuId(0) {
         let assists = context.vm_assist & ASSISTS;
         domain.assists.store(assists, Ordering::Relaxed);
     }
-    let old = vcpu.parked.lock().replace(state);
+    let old = {
+        let mut parked = vcpu.parked.lock();
+        // The context has no room for these: a guest that resumes from a cancelled suspend goes on with its own.
+        if let Some(old) = &*parked {
+            state.xcr0 = old.xcr0;
+            state.tsc_aux = old.tsc_aux;
+            state.io_bitmap = old.io_bitmap;
+        }
+        parked.replace(state)
+    };
     vcpu.initialised.store(true, Ordering::Release);
     if let Some(old) = old {
         release_tables(&old);

@@ -30,8 +30,9 @@ pub(crate) fn query<M: Machine, D: Domains, G: GuestMemory>(
         op::MAXIMUM_GPFN => {
             let shared = named()?.shared_info().ok_or(Errno::ESRCH)?;
             let word = cx.machine.words(shared).get(shared_info::MAX_PFN / 8);
-            let max = word.ok_or(Errno::EINVAL)?.load(Ordering::Relaxed);
-            Ok(max.wrapping_sub(1) as i64)
+            let count = word.ok_or(Errno::EINVAL)?.load(Ordering::Relaxed);
+            // A domain that has not told its count yet (one that is being restored) has frame 0; no count is an error.
+            Ok(i64::try_from(count.saturating_sub(1)).unwrap_or(i64::MAX))
         }
         op::MACHPHYS_MFN_LIST => machphys_list(cx, memory, arg),
         op::MACHPHYS_MAPPING => {
