@@ -94,6 +94,28 @@ impl GuestVa {
     }
 }
 
+/// `N` words of guest memory that neither wrap nor touch the hypervisor's range and are canonical: only the check makes one,
+/// so whoever is given one needs no check of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestWords<const N: usize>(GuestVa);
+
+impl<const N: usize> GuestWords<N> {
+    /// The words from `start` on, if they may be the guest's ([`GuestVa::range_ok`]).
+    #[inline(always)]
+    pub const fn new(start: GuestVa) -> Option<Self> {
+        if start.range_ok(8 * N as u64) {
+            Some(Self(start))
+        } else {
+            None
+        }
+    }
+    /// Address of the first word.
+    #[inline(always)]
+    pub const fn start(self) -> GuestVa {
+        self.0
+    }
+}
+
 /// True if bits 63..47 of `addr` are all equal (48-bit virtual addresses).
 pub const fn is_canonical(addr: u64) -> bool {
     let top = (addr as i64) >> 47;

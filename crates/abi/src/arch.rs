@@ -194,6 +194,24 @@ pub struct IretContext {
 }
 const _: () = assert!(size_of::<IretContext>() == 72);
 
+impl From<[u64; 9]> for IretContext {
+    /// The context whose words, by ascending address, are these.
+    #[inline(always)]
+    fn from([rax, r11, rcx, flags, rip, cs, rflags, rsp, ss]: [u64; 9]) -> Self {
+        Self {
+            rax,
+            r11,
+            rcx,
+            flags,
+            rip,
+            cs,
+            rflags,
+            rsp,
+            ss,
+        }
+    }
+}
+
 /// RFLAGS bits by name.
 pub mod rflags {
     /// Carry.

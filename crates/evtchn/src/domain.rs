@@ -5,12 +5,12 @@
 //! that are not free; recycled ports are taken oldest first, so a late notice rarely meets a new binding.
 
 use crate::port::{MAX_PIRQS, MAX_VCPUS, Port, State, Word};
-use crate::{Frames, VcpuEvents};
+use crate::{Frames, VcpuEvents, VcpuInfo};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::event::{TWO_LEVEL_PORTS, fifo};
-use philoxen_abi::shared::{LEGACY_MAX_VCPUS, VCPU_INFO_SIZE, vcpu_info};
+use philoxen_abi::shared::{LEGACY_MAX_VCPUS, VCPU_INFO_SIZE};
 use philoxen_abi::{DomId, Errno, Mfn, PAGE_SIZE, Result, VcpuId};
 use spin::{Mutex, Once};
 
@@ -340,21 +340,12 @@ impl DomainEvents {
             return Err(Errno::EINVAL);
         }
         frames.pin(self.id, mfn)?;
-        let (to, at) = (frames.words(mfn), offset as usize / 8);
-        for index in 0..VCPU_INFO_SIZE / 8 {
-            let value = match state.info(frames) {
-                Some((from, base)) => {
-                    crate::word(from, base.wrapping_add(index)).load(Ordering::Relaxed)
-                }
-                // What a vCPU starts with: everything zero, upcalls masked.
-                None if index == vcpu_info::UPCALL / 8 => 1 << 8,
-                None => 0,
-            };
-            crate::word(to, at.wrapping_add(index)).store(value, Ordering::Relaxed);
+        let place = mfn.addr().wrapping_add(u64::from(offset));
+        if let Some(new) = VcpuInfo::at(frames, place) {
+            new.copy(state.info(frames));
+            state.set_info(Some(place));
+            new.select_all();
         }
-        state.set_info(Some(mfn.addr().wrapping_add(u64::from(offset))));
-        crate::word(to, at + vcpu_info::PENDING_SEL / 8).store(u64::MAX, Ordering::SeqCst);
-        crate::word(to, at + vcpu_info::UPCALL / 8).fetch_or(1, Ordering::SeqCst);
         Ok(())
     }
 

@@ -34,7 +34,7 @@ pub use domain::{DomainEvents, Limits, PortInfo};
 pub use op::{Caller, event_channel_op, event_channel_op_compat};
 pub use poll::{Poll, poll};
 pub use port::State;
-pub use vcpu::VcpuEvents;
+pub use vcpu::{VcpuEvents, VcpuInfo};
 
 /// A frame as the hypervisor sees it: 512 words that guests may change at any time.
 pub type Words = [AtomicU64; 512];

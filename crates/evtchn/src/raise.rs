@@ -167,12 +167,11 @@ impl DomainEvents {
     fn select<H: Host>(&self, host: &H, vcpu: VcpuId, index: usize) {
         let Some(state) = self.vcpu(vcpu) else { return };
         // Without a vcpu_info nothing is lost: registering one selects every word.
-        let Some((words, at)) = state.info(host) else {
+        let Some(info) = state.info(host) else {
             return;
         };
-        let selector = word(words, at.wrapping_add(vcpu_info::PENDING_SEL / 8));
         let bit = 1u64 << (index % 64);
-        if selector.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
+        if info.selector().fetch_or(bit, Ordering::SeqCst) & bit == 0 {
             self.mark_pending(host, vcpu, state);
         }
     }
@@ -180,11 +179,10 @@ impl DomainEvents {
     /// Sets the upcall-pending byte of a vCPU and kicks it if that is news.
     #[inline]
     pub(crate) fn mark_pending<H: Host>(&self, host: &H, vcpu: VcpuId, state: &VcpuEvents) {
-        let Some((words, at)) = state.info(host) else {
+        let Some(info) = state.info(host) else {
             return;
         };
-        let upcall = word(words, at.wrapping_add(vcpu_info::UPCALL / 8));
-        if upcall.fetch_or(1, Ordering::SeqCst) & vcpu_info::PENDING_BITS == 0 {
+        if info.upcall().fetch_or(1, Ordering::SeqCst) & vcpu_info::PENDING_BITS == 0 {
             self.end_poll_of(state);
             host.kick(self.id(), vcpu);
         }

@@ -3,17 +3,117 @@
 //!
 //! Invariant: a location is stored only while its frame is pinned or belongs to the hypervisor.
 
-use crate::{Frames, Words, word};
+use crate::{Frames, Words};
 use core::array::from_fn;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::event::{fifo, virq};
-use philoxen_abi::shared::vcpu_info;
+use philoxen_abi::shared::{VCPU_INFO_SIZE, vcpu_info};
 use philoxen_abi::{Mfn, PAGE_SIZE};
 use spin::Mutex;
 
 const NOWHERE: u64 = u64::MAX;
 /// Value of `polling` that any event ends.
 pub(crate) const POLL_ANY: u32 = u32::MAX;
+
+/// A vCPU's `vcpu_info` where it is now: words that the guest may change at any time.
+///
+/// The processor that runs the vCPU keeps one instead of finding it anew for every event: a place is given up only for another
+/// place of the same domain that the vCPU itself asked for (or somebody for it, while it was down), or when the domain dies.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuInfo<'a>(&'a [AtomicU64; VCPU_INFO_SIZE / 8]);
+
+impl<'a> VcpuInfo<'a> {
+    /// The one at machine address `addr`, within a frame.
+    #[inline(always)]
+    pub(crate) fn at(frames: &'a impl Frames, addr: u64) -> Option<Self> {
+        let (words, at) = VcpuEvents::resolve(frames, addr)?;
+        words.get(at..)?.first_chunk().map(Self)
+    }
+
+    /// Takes the contents of `old`, or what a vCPU starts with: everything zero, upcalls masked.
+    pub(crate) fn copy(self, old: Option<VcpuInfo<'_>>) {
+        for (index, word) in self.0.iter().enumerate() {
+            let initial = if index == vcpu_info::UPCALL / 8 {
+                1 << 8
+            } else {
+                0
+            };
+            let value = old
+                .and_then(|old| old.0.get(index))
+                .map_or(initial, |word| word.load(Ordering::Relaxed));
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes an upcall with the whole selector pending.
+    pub(crate) fn select_all(self) {
+        self.selector().store(u64::MAX, Ordering::SeqCst);
+        self.upcall().fetch_or(1, Ordering::SeqCst);
+    }
+
+    /// The word with the upcall's pending and mask bytes.
+    #[inline(always)]
+    pub(crate) const fn upcall(self) -> &'a AtomicU64 {
+        &self.0[vcpu_info::UPCALL / 8]
+    }
+
+    /// The selector of words with pending ports.
+    #[inline(always)]
+    pub(crate) const fn selector(self) -> &'a AtomicU64 {
+        &self.0[vcpu_info::PENDING_SEL / 8]
+    }
+
+    /// What stands for CR2, which a guest kernel cannot read.
+    #[inline(always)]
+    pub const fn cr2(self) -> &'a AtomicU64 {
+        &self.0[vcpu_info::CR2 / 8]
+    }
+
+    /// The four words of the time record: version, TSC, system time, rate.
+    pub const fn time(self) -> [&'a AtomicU64; 4] {
+        let [.., version, tsc, time, rate] = self.0;
+        [version, tsc, time, rate]
+    }
+
+    /// True if an upcall is pending, masked or not.
+    #[inline(always)]
+    pub fn upcall_pending(self) -> bool {
+        self.upcall().load(Ordering::SeqCst) & vcpu_info::PENDING_BITS != 0
+    }
+
+    /// True if the guest masked its upcalls.
+    #[inline(always)]
+    pub fn upcall_masked(self) -> bool {
+        self.upcall().load(Ordering::SeqCst) & vcpu_info::MASK_BITS != 0
+    }
+
+    /// True if an upcall is pending and not masked: it must be delivered before the guest runs on.
+    #[inline(always)]
+    pub fn upcall_due(self) -> bool {
+        let upcall = self.upcall().load(Ordering::SeqCst);
+        // The pending byte is the lower one: with the mask byte clear, both together are at most its bits.
+        let both = upcall & (vcpu_info::PENDING_BITS | vcpu_info::MASK_BITS);
+        both != 0 && both <= vcpu_info::PENDING_BITS
+    }
+
+    /// Sets the upcall mask byte to 1 or 0.
+    #[inline(always)]
+    pub fn set_upcall_mask(self, masked: bool) {
+        // A non-zero byte is masked already; only the guest's own 0 and our 1 matter.
+        if masked {
+            self.upcall().fetch_or(1 << 8, Ordering::SeqCst);
+        } else {
+            self.upcall()
+                .fetch_and(!vcpu_info::MASK_BITS, Ordering::SeqCst);
+        }
+    }
+}
+
+const _: () = assert!(vcpu_info::TIME + 32 == VCPU_INFO_SIZE);
+
+/// Stands in for the `vcpu_info` of a vCPU that has none: nobody ever makes an upcall pending here.
+static NO_INFO: [AtomicU64; VCPU_INFO_SIZE / 8] =
+    [const { AtomicU64::new(vcpu_info::MASK_BITS) }; VCPU_INFO_SIZE / 8];
 
 /// Event state of one vCPU, owned by its domain's [`crate::DomainEvents`].
 #[derive(Debug)]
@@ -52,11 +152,16 @@ impl VcpuEvents {
         ))
     }
 
-    /// The frame that holds the `vcpu_info` and the index of its first word; `None` for a vCPU beyond the 32 of
-    /// `shared_info` that has not registered one.
+    /// The `vcpu_info`; `None` for a vCPU beyond the 32 of `shared_info` that has not registered one.
     #[inline(always)]
-    pub fn info<'a>(&self, frames: &'a impl Frames) -> Option<(&'a Words, usize)> {
-        Self::resolve(frames, self.info.load(Ordering::Acquire))
+    pub fn info<'a>(&self, frames: &'a impl Frames) -> Option<VcpuInfo<'a>> {
+        VcpuInfo::at(frames, self.info.load(Ordering::Acquire))
+    }
+
+    /// The `vcpu_info`, or for a vCPU without one a masked and quiet one that is nobody's.
+    #[inline(always)]
+    pub fn info_or_none<'a>(&self, frames: &'a impl Frames) -> VcpuInfo<'a> {
+        self.info(frames).unwrap_or(VcpuInfo(&NO_INFO))
     }
 
     /// Machine address of the `vcpu_info`.
@@ -83,47 +188,26 @@ impl VcpuEvents {
             .store(addr.unwrap_or(NOWHERE), Ordering::SeqCst);
     }
 
-    /// The word with the upcall's pending and mask bytes; masked and quiet if there is no `vcpu_info`.
-    #[inline(always)]
-    fn upcall(&self, frames: &impl Frames) -> u64 {
-        match self.info(frames) {
-            Some((words, at)) => {
-                word(words, at.wrapping_add(vcpu_info::UPCALL / 8)).load(Ordering::SeqCst)
-            }
-            None => vcpu_info::MASK_BITS,
-        }
-    }
-
     /// True if an upcall is pending, masked or not.
-    #[inline(always)]
     pub fn upcall_pending(&self, frames: &impl Frames) -> bool {
-        self.upcall(frames) & vcpu_info::PENDING_BITS != 0
+        self.info(frames).is_some_and(VcpuInfo::upcall_pending)
     }
 
-    /// True if the guest masked its upcalls.
-    #[inline(always)]
+    /// True if the guest masked its upcalls, or has no `vcpu_info`.
     pub fn upcall_masked(&self, frames: &impl Frames) -> bool {
-        self.upcall(frames) & vcpu_info::MASK_BITS != 0
+        self.info(frames).is_none_or(VcpuInfo::upcall_masked)
     }
 
     /// True if an upcall is pending and not masked: it must be delivered before the guest runs on.
     #[inline(always)]
     pub fn upcall_due(&self, frames: &impl Frames) -> bool {
-        let upcall = self.upcall(frames);
-        upcall & vcpu_info::PENDING_BITS != 0 && upcall & vcpu_info::MASK_BITS == 0
+        self.info(frames).is_some_and(VcpuInfo::upcall_due)
     }
 
     /// Sets the upcall mask byte to 1 or 0.
-    #[inline(always)]
     pub fn set_upcall_mask(&self, frames: &impl Frames, masked: bool) {
-        if let Some((words, at)) = self.info(frames) {
-            let upcall = word(words, at.wrapping_add(vcpu_info::UPCALL / 8));
-            // A non-zero byte is masked already; only the guest's own 0 and our 1 matter.
-            if masked {
-                upcall.fetch_or(1 << 8, Ordering::SeqCst);
-            } else {
-                upcall.fetch_and(!vcpu_info::MASK_BITS, Ordering::SeqCst);
-            }
+        if let Some(info) = self.info(frames) {
+            info.set_upcall_mask(masked);
         }
     }
 

@@ -5,15 +5,13 @@
 //! flush first notes the clock as its processor's own. A processor whose note is above a stamp has flushed since.
 //! So the hot side, loading CR3, costs no locked operation.
 
-use crate::cpu::{CpuId, MAX_CPUS, asm, percpu};
+use crate::cpu::{CpuId, asm, percpu};
 use crate::memory;
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::Mfn;
 
 /// Advanced by every stamp. Starts above every note, so a processor that never flushed counts as stale.
 static CLOCK: AtomicU64 = AtomicU64::new(1);
-/// Clock value that each processor noted before its last whole flush; 0 for a processor that is not in use.
-static NOTED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// A stamp for translations that were removed before this call.
 #[inline]
@@ -24,17 +22,12 @@ pub fn tlb_stamp() -> u64 {
 /// Notes that this processor is about to drop its whole TLB.
 #[inline(always)]
 fn note_flush() {
-    if let Some(noted) = NOTED.get(percpu::cpu_id()) {
-        noted.store(CLOCK.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
+    percpu::flush_note().store(CLOCK.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 /// True if processor `cpu` may still hold translations that were removed before `stamp` was taken.
 pub fn may_hold_since(cpu: CpuId, stamp: u64) -> bool {
-    NOTED.get(cpu).is_some_and(|noted| {
-        let noted = noted.load(Ordering::SeqCst);
-        noted != 0 && noted <= stamp
-    })
+    percpu::flush_note_of(cpu).is_some_and(|noted| noted != 0 && noted <= stamp)
 }
 
 /// Makes this processor use the page tables under `l4`, or the hypervisor's own if `None`.

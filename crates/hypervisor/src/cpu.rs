@@ -12,7 +12,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 use philoxen_abi::arch::MAX_LDT_ENTRIES;
 use philoxen_abi::{Errno, GuestVa, PAGE_SIZE, Result, VcpuId};
-use philoxen_evtchn::VcpuEvents;
+use philoxen_evtchn::{VcpuEvents, VcpuInfo};
 use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id, state as registers, window};
 use philoxen_hw::dev::watchdog;
 use philoxen_paging::validate;
@@ -52,18 +52,36 @@ pub struct Running {
     pub domain: Arc<Domain>,
     /// Its number.
     pub id: VcpuId,
+    /// Its shared part.
+    pub vcpu: Arc<Vcpu>,
+    /// Its `vcpu_info`, found by [`Running::find_info`].
+    pub info: VcpuInfo<'static>,
     /// Its private part.
     pub state: Box<VcpuState>,
 }
 
 impl Running {
-    /// Its shared part.
-    #[inline]
-    pub fn vcpu(&self) -> &Vcpu {
-        match self.domain.vcpu(self.id) {
-            Some(vcpu) => vcpu,
-            None => fatal::bug("a vCPU that its domain does not have is running"),
+    /// `vcpu` of `domain`, whose private part is `state`, ready to run.
+    pub fn new(domain: Arc<Domain>, vcpu: Arc<Vcpu>, state: Box<VcpuState>) -> Self {
+        let id = vcpu.id;
+        Self {
+            info: vcpu_info(&domain, id),
+            domain,
+            id,
+            vcpu,
+            state,
         }
+    }
+
+    /// Its shared part.
+    #[inline(always)]
+    pub fn vcpu(&self) -> &Vcpu {
+        &self.vcpu
+    }
+
+    /// Looks where its `vcpu_info` is, as that may have moved.
+    pub fn find_info(&mut self) {
+        self.info = vcpu_info(&self.domain, self.id);
     }
 
     /// Its event state.
@@ -78,8 +96,18 @@ impl Running {
     /// Splits into what entering the guest kernel needs.
     #[inline(always)]
     pub fn entry(&mut self) -> (&mut VcpuState, GuestEntry<'_>) {
-        let Self { domain, id, state } = self;
-        (state, GuestEntry { domain, id: *id })
+        let entry = GuestEntry {
+            vcpu: &self.vcpu,
+            info: self.info,
+        };
+        (&mut self.state, entry)
+    }
+}
+
+fn vcpu_info(domain: &Domain, id: VcpuId) -> VcpuInfo<'static> {
+    match domain.events.vcpu(id) {
+        Some(events) => events.info_or_none(&FRAMES),
+        None => fatal::bug("a running vCPU has no event state"),
     }
 }
 
@@ -89,25 +117,60 @@ pub struct Cpu {
     pub id: CpuId,
     /// The vCPU it runs; nothing while it idles.
     pub running: Option<Running>,
+    /// Its place in [`PENDING`].
+    pending: &'static AtomicU32,
+    /// Its signs of life.
+    marks: watchdog::Marks,
 }
 
 impl Cpu {
     /// Processor `id`, idle.
-    pub const fn new(id: CpuId) -> Self {
-        Self { id, running: None }
+    pub fn new(id: CpuId) -> Self {
+        let Some(pending) = PENDING.get(id) else {
+            fatal::bug("a processor beyond the last one")
+        };
+        Self {
+            id,
+            running: None,
+            pending,
+            marks: watchdog::Marks::of(id),
+        }
     }
 
     /// Last steps before the guest: pending work, scheduling, upcall. True if SYSRET may be used.
-    #[inline]
+    #[inline(always)]
     pub fn leave_hypervisor(&mut self, regs: &mut Regs) -> bool {
+        let at_once = self.pending.load(Ordering::Relaxed) == 0
+            && self
+                .running
+                .as_ref()
+                .is_some_and(|running| !running.info.upcall_due());
+        if at_once {
+            self.leave(regs)
+        } else {
+            self.leave_after_work(regs)
+        }
+    }
+
+    /// The very last step.
+    #[inline(always)]
+    fn leave(&self, regs: &mut Regs) -> bool {
+        self.marks.mark();
+        regs.check_exit();
+        regs.origin & ORIGIN_SYSRET != 0
+    }
+
+    /// Does pending work and delivers the upcall; then as [`Cpu::leave_hypervisor`].
+    #[inline(never)]
+    fn leave_after_work(&mut self, regs: &mut Regs) -> bool {
         loop {
-            if work_pending(self.id) || self.running.is_none() {
+            if self.pending.load(Ordering::Relaxed) != 0 || self.running.is_none() {
                 self.work(regs);
             }
             let Some(running) = &mut self.running else {
                 continue;
             };
-            if !running.events().upcall_due(&FRAMES) {
+            if !running.info.upcall_due() {
                 break;
             }
             let (vcpu, mut entry) = running.entry();
@@ -116,18 +179,14 @@ impl Cpu {
                 Err(crash) => self.crash(regs, &crash),
             }
         }
-        watchdog::mark(self.id);
-        regs.check_exit();
-        regs.origin & ORIGIN_SYSRET != 0
+        self.leave(regs)
     }
 
     /// Does the pending work and makes sure that a vCPU is running; idles until there is one.
     #[cold]
     fn work(&mut self, regs: &mut Regs) {
         loop {
-            let work = PENDING
-                .get(self.id)
-                .map_or(0, |pending| pending.swap(0, Ordering::AcqRel));
+            let work = self.pending.swap(0, Ordering::AcqRel);
             if work & CONSOLE != 0 {
                 crate::keys::run(self, regs);
             }
@@ -147,9 +206,9 @@ impl Cpu {
     /// Waits for an interrupt and handles what came.
     fn idle(&mut self) {
         if !work_pending(self.id) {
-            watchdog::mark(self.id);
+            self.marks.mark();
             philoxen_hw::cpu::percpu::idle_wait();
-            watchdog::mark(self.id);
+            self.marks.mark();
         }
         while let Some(vector) = philoxen_hw::cpu::percpu::take_interrupt() {
             crate::irq::handle(self.id, vector);
@@ -160,6 +219,14 @@ impl Cpu {
     #[cold]
     pub fn crash(&mut self, regs: &Regs, reason: &Crash) {
         self.crash_for(regs, format_args!("{reason}"));
+    }
+
+    /// As [`Cpu::crash`], and on to whatever runs next.
+    #[cold]
+    #[inline(never)]
+    pub fn crash_and_leave(&mut self, regs: &mut Regs, reason: Crash) -> bool {
+        self.crash(regs, &reason);
+        self.leave_hypervisor(regs)
     }
 
     /// As [`Cpu::crash`], with the reason in words.
@@ -180,7 +247,7 @@ impl Cpu {
             return;
         };
         if let Some(address) = trap.cr2 {
-            traps::set_guest_cr2(&running.domain, running.id, address);
+            running.info.cr2().store(address, Ordering::Relaxed);
         }
         let (vcpu, mut entry) = running.entry();
         if let Err(crash) = bounce::exception(&mut vcpu.pv, regs, &mut entry, trap) {

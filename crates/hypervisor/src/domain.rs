@@ -43,7 +43,7 @@ pub struct Domain {
     /// The frame of its `shared_info`.
     pub shared_info: Mfn,
     /// Its vCPUs, all made at once.
-    vcpus: Once<Vec<Vcpu>>,
+    vcpus: Once<Vec<Arc<Vcpu>>>,
     /// What the processor shows it.
     pub policy: RwLock<CpuPolicy>,
     /// What the toolstack keeps about it.
@@ -113,17 +113,17 @@ impl Domain {
 
     /// Its vCPU `id`.
     #[inline]
-    pub fn vcpu(&self, id: VcpuId) -> Option<&Vcpu> {
+    pub fn vcpu(&self, id: VcpuId) -> Option<&Arc<Vcpu>> {
         self.vcpus.get()?.get(id.0 as usize)
     }
 
     /// Its vCPUs; none until they are made.
-    pub fn vcpus(&self) -> &[Vcpu] {
+    pub fn vcpus(&self) -> &[Arc<Vcpu>] {
         self.vcpus.get().map_or(&[], Vec::as_slice)
     }
 
     /// Gives the domain its vCPUs; false if it has some already.
-    pub fn set_vcpus(&self, vcpus: Vec<Vcpu>) -> bool {
+    pub fn set_vcpus(&self, vcpus: Vec<Arc<Vcpu>>) -> bool {
         let mut given = false;
         self.vcpus.call_once(|| {
             given = true;

@@ -5,11 +5,13 @@ use crate::cpu::{Cpu, Running};
 use crate::domain::Domain;
 use crate::host::load_root;
 use crate::paging::{self, with};
-use crate::vcpu::VcpuState;
-use crate::{ports, schedule, traps};
+use crate::vcpu::{Vcpu, VcpuState};
+use crate::{ports, schedule};
+use core::sync::atomic::Ordering;
 use philoxen_abi::addr::{HYPERVISOR_END, HYPERVISOR_START};
 use philoxen_abi::arch::{CpuidRegs, FLAT_RING3_CS32};
 use philoxen_abi::{Errno, GuestMemory, GuestVa, Mfn, PAGE_SIZE, Pfn, VcpuId};
+use philoxen_evtchn::VcpuInfo;
 use philoxen_hw::cpu::guest::{LoadedGuest, read_prefix};
 use philoxen_hw::cpu::{asm, state as registers};
 use philoxen_paging::{PteWrite, emulate_pte_write, table_at};
@@ -34,6 +36,8 @@ const MAX_RACES: u32 = 64;
 struct Env<'a> {
     domain: &'a Domain,
     id: VcpuId,
+    vcpu: &'a Vcpu,
+    info: VcpuInfo<'static>,
     /// GS base of user mode is the inactive one.
     in_kernel: bool,
     cr4: &'a mut u64,
@@ -46,7 +50,13 @@ struct Env<'a> {
 
 /// Splits the running vCPU into its PV state and the environment of an emulated instruction.
 fn split(running: &mut Running) -> (&mut PvCpu, Env<'_>) {
-    let Running { domain, id, state } = running;
+    let Running {
+        domain,
+        id,
+        vcpu,
+        info,
+        state,
+    } = running;
     let VcpuState {
         pv,
         cr4,
@@ -63,6 +73,8 @@ fn split(running: &mut Running) -> (&mut PvCpu, Env<'_>) {
         Env {
             domain,
             id: *id,
+            vcpu,
+            info: *info,
             in_kernel,
             cr4,
             xcr0,
@@ -101,15 +113,12 @@ impl Environment for Env<'_> {
     fn io_bitmap_allows(&self, port: u16, size: u8) -> bool {
         let (bitmap, ports) = self.io_bitmap;
         let end = u32::from(port) + u32::from(size);
-        let Some(vcpu) = self.domain.vcpu(self.id) else {
-            return false;
-        };
         if end > ports {
             return false;
         }
         // The bitmap lies in the kernel's memory, which user mode's page tables do not have.
         if !self.in_kernel {
-            load_root(vcpu, true);
+            load_root(self.vcpu, true);
         }
         let closed = |port: u32| {
             let byte = LoadedGuest.read::<u8>(bitmap.add(u64::from(port / 8)));
@@ -117,7 +126,7 @@ impl Environment for Env<'_> {
         };
         let open = !(u32::from(port)..end).any(closed);
         if !self.in_kernel {
-            load_root(vcpu, false);
+            load_root(self.vcpu, false);
         }
         open
     }
@@ -166,11 +175,10 @@ impl Environment for Env<'_> {
         true
     }
     fn read_cr(&mut self, number: u8) -> Option<u64> {
-        let vcpu = self.domain.vcpu(self.id)?;
         match number {
             0 => Some(control::cr0_view(*self.task_switched)),
-            2 => Some(traps::guest_cr2(self.domain, self.id)),
-            3 => vcpu.roots.kernel().map(|root| root.addr()),
+            2 => Some(self.info.cr2().load(Ordering::Relaxed)),
+            3 => self.vcpu.roots.kernel().map(|root| root.addr()),
             4 => Some(*self.cr4),
             _ => None,
         }
@@ -186,16 +194,13 @@ impl Environment for Env<'_> {
                 None => false,
             },
             2 => {
-                traps::set_guest_cr2(self.domain, self.id, value);
+                self.info.cr2().store(value, Ordering::Relaxed);
                 true
             }
             3 => {
                 let root = Mfn::containing(value);
                 value.is_multiple_of(PAGE_SIZE)
-                    && self
-                        .domain
-                        .vcpu(self.id)
-                        .is_some_and(|vcpu| paging::set_kernel_root(self.domain, vcpu, root))
+                    && paging::set_kernel_root(self.domain, self.vcpu, root)
             }
             4 => {
                 let policy = self.domain.policy.read();

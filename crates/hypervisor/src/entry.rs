@@ -10,10 +10,6 @@ use crate::cpu::Cpu;
 use philoxen_hw::boot::BootInfo;
 use philoxen_pv::Regs;
 
-/// Vectors that block each other until IRET.
-const NMI: u32 = 2;
-const MACHINE_CHECK: u32 = 18;
-
 /// After the boot code: long mode, boot stack, boot information parsed.
 #[unsafe(no_mangle)]
 fn philoxen_main(info: &'static BootInfo) -> ! {
@@ -29,17 +25,13 @@ extern "C" fn philoxen_first(regs: &mut Regs, cpu: &mut Cpu) -> bool {
 /// Exceptions and interrupts from a guest.
 #[unsafe(no_mangle)]
 extern "C" fn philoxen_trap(regs: &mut Regs, cpu: &mut Cpu) -> bool {
-    // Only IRET lets further NMIs in.
-    let by_iret = matches!(regs.vector, NMI | MACHINE_CHECK);
-    crate::traps::from_guest(regs, cpu);
-    cpu.leave_hypervisor(regs) && !by_iret
+    crate::traps::from_guest(regs, cpu)
 }
 
 /// SYSCALL and SYSENTER from a guest.
 #[unsafe(no_mangle)]
 extern "C" fn philoxen_syscall(regs: &mut Regs, cpu: &mut Cpu) -> bool {
-    crate::syscall::from_guest(regs, cpu);
-    cpu.leave_hypervisor(regs)
+    crate::syscall::from_guest(regs, cpu)
 }
 
 /// The return to the guest faulted: the frame is what could not be loaded.

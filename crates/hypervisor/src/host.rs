@@ -6,8 +6,9 @@ use crate::schedule;
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use core::ops::Deref;
-use philoxen_abi::{DomId, GuestMemory, GuestVa, Mfn, Result, VcpuId};
-use philoxen_evtchn::{DomainEvents, Frames, Host, Words};
+use philoxen_abi::addr::GuestWords;
+use philoxen_abi::{DomId, Mfn, Result, VcpuId};
+use philoxen_evtchn::{DomainEvents, Frames, Host, VcpuInfo, Words};
 use philoxen_grant::GrantTable;
 use philoxen_hw::cpu::{guest::LoadedGuest, state};
 use philoxen_hw::memory;
@@ -100,38 +101,31 @@ pub fn load_root(vcpu: &Vcpu, in_kernel: bool) {
 
 /// How the running vCPU's kernel is entered.
 pub struct GuestEntry<'a> {
-    /// Its domain.
-    pub domain: &'a Domain,
-    /// Its number.
-    pub id: VcpuId,
+    /// Its shared part.
+    pub vcpu: &'a Vcpu,
+    /// Its `vcpu_info`.
+    pub info: VcpuInfo<'static>,
 }
 
 impl KernelEntry for GuestEntry<'_> {
     #[inline(always)]
     fn upcall_masked(&self) -> bool {
-        self.domain
-            .events
-            .vcpu(self.id)
-            .is_none_or(|events| events.upcall_masked(&FRAMES))
+        self.info.upcall_masked()
     }
 
     #[inline(always)]
     fn mask_upcalls(&mut self) {
-        if let Some(events) = self.domain.events.vcpu(self.id) {
-            events.set_upcall_mask(&FRAMES, true);
-        }
+        self.info.set_upcall_mask(true);
     }
 
     #[inline(always)]
     fn switch_to_kernel(&mut self) {
-        if let Some(vcpu) = self.domain.vcpu(self.id) {
-            load_root(vcpu, true);
-        }
+        load_root(self.vcpu, true);
         state::swap_gs();
     }
 
     #[inline(always)]
-    fn store<const N: usize>(&mut self, sp: u64, words: &[u64; N]) -> bool {
-        LoadedGuest.write(GuestVa(sp), words).is_ok()
+    fn store<const N: usize>(&mut self, at: GuestWords<N>, words: [u64; N]) -> bool {
+        LoadedGuest.store(at, words)
     }
 }

@@ -144,11 +144,11 @@ pub fn make_vcpus(domain: &Arc<Domain>) -> Result<()> {
         .map_err(|_| Errno::ENOMEM)?;
     for id in 0..count {
         match schedule::new_key() {
-            Ok(key) => vcpus.push(Vcpu::new(VcpuId(id), key)),
+            Ok(key) => vcpus.push(Arc::new(Vcpu::new(VcpuId(id), key))),
             Err(errno) => {
                 vcpus
                     .iter()
-                    .for_each(|vcpu: &Vcpu| schedule::release_key(vcpu.key));
+                    .for_each(|vcpu: &Arc<Vcpu>| schedule::release_key(vcpu.key));
                 return Err(errno);
             }
         }

@@ -328,10 +328,8 @@ fn leave(cpu: &mut Cpu, regs: &Regs) {
     save_vcpu(&mut running);
     running.state.regs = *regs;
     set_current(cpu.id, NOBODY);
-    let Running { domain, id, state } = running;
-    if let Some(vcpu) = domain.vcpu(id) {
-        *vcpu.parked.lock() = Some(state);
-    }
+    let Running { vcpu, state, .. } = running;
+    *vcpu.parked.lock() = Some(state);
 }
 
 /// Makes this processor run the vCPU behind `key`.
@@ -339,12 +337,15 @@ fn enter(cpu: &mut Cpu, regs: &mut Regs, key: VcpuKey) {
     let Some((domain, id)) = vcpu_of(key) else {
         fatal::bug("the scheduler chose a vCPU that is not there")
     };
-    let Some(state) = domain.vcpu(id).and_then(|vcpu| vcpu.parked.lock().take()) else {
+    let Some(vcpu) = domain.vcpu(id).cloned() else {
+        fatal::bug("the scheduler chose a vCPU that its domain does not have")
+    };
+    let Some(state) = vcpu.parked.lock().take() else {
         fatal::bug("the scheduler chose a vCPU whose registers are elsewhere")
     };
     set_current(cpu.id, pack(domain.id, id));
     *regs = state.regs;
-    let running = cpu.running.insert(Running { domain, id, state });
+    let running = cpu.running.insert(Running::new(domain, vcpu, state));
     running.domain.events.end_poll(id);
     load_root(running.vcpu(), true);
     time::write_runstate(running);

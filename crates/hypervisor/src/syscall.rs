@@ -4,79 +4,102 @@
 //! The four hottest paths come first: the bounce, `iret`, `mmu_update` and `update_va_mapping`.
 
 use crate::cpu::{Cpu, Running};
-use crate::host::{FRAMES, load_root};
+use crate::host::load_root;
 use crate::ops::{
     console, control, domctl, events, grant, memory, misc, multicall, physdev, sched, sysctl, vcpu,
 };
 use crate::traps;
+use philoxen_abi::addr::GuestWords;
 use philoxen_abi::arch::IretContext;
 use philoxen_abi::hypercall::{self as nr, Budget};
-use philoxen_abi::{Errno, Flow, GuestMemory, GuestVa};
+use philoxen_abi::{Errno, Flow, GuestVa};
 use philoxen_domain::calls::{Allowed, allowed};
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_hw::cpu::{CpuId, VECTOR_SYSCALL, VECTOR_SYSCALL32, state};
 use philoxen_pv::regs::ORIGIN_SYSRET;
-use philoxen_pv::{Crash, Regs, bounce, iret};
+use philoxen_pv::{Crash, Regs, Trap, bounce, iret};
 
 /// Work a hypercall may do before it must let events and the scheduler in, in [`Budget`] units.
 pub const BUDGET: u32 = 8192;
 /// Bytes of the SYSCALL instruction: a restarted hypercall executes it again.
 const SYSCALL_BYTES: u64 = 2;
 
-/// Handles a SYSCALL or SYSENTER frame.
+/// Handles a SYSCALL or SYSENTER frame. Here and below: true if SYSRET may be used to leave.
 #[inline(always)]
-pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) {
-    let Some(running) = &mut cpu.running else {
-        return;
+pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) -> bool {
+    let by_syscall = regs.vector == VECTOR_SYSCALL;
+    let Some(running) = cpu.running.as_mut().filter(|_| by_syscall) else {
+        return other_entry(regs, cpu);
     };
-    let in_kernel = running.state.pv.in_kernel;
-    if regs.vector == VECTOR_SYSCALL {
-        if in_kernel {
-            return hypercall(regs, cpu);
-        }
-        let (vcpu, mut entry) = running.entry();
-        if let Err(crash) = bounce::syscall(&mut vcpu.pv, regs, &mut entry) {
-            cpu.crash(regs, &crash);
-        }
-        return;
+    if !running.state.pv.in_kernel {
+        system_call(regs, cpu)
+    } else if regs.rax == nr::IRET {
+        iret_hypercall(regs, cpu)
+    } else {
+        hypercall(regs, cpu)
     }
-    other_entry(regs, cpu);
+}
+
+/// An application's system call goes to its kernel.
+#[inline(never)]
+fn system_call(regs: &mut Regs, cpu: &mut Cpu) -> bool {
+    let Some(running) = &mut cpu.running else {
+        return cpu.leave_hypervisor(regs);
+    };
+    let (vcpu, mut entry) = running.entry();
+    match bounce::syscall(&mut vcpu.pv, regs, &mut entry) {
+        Ok(()) => cpu.leave_hypervisor(regs),
+        Err(crash) => refused(regs, cpu, crash),
+    }
+}
+
+/// Without a callback for it, a system call is an undefined instruction.
+#[cold]
+#[inline(never)]
+fn refused(regs: &mut Regs, cpu: &mut Cpu, crash: Crash) -> bool {
+    if !matches!(crash, Crash::NoCallback(_)) {
+        return cpu.crash_and_leave(regs, crash);
+    }
+    bounce::back_to_syscall(regs);
+    cpu.inject(regs, Trap::UD);
+    cpu.leave_hypervisor(regs)
 }
 
 #[cold]
-fn other_entry(regs: &mut Regs, cpu: &mut Cpu) {
+#[inline(never)]
+fn other_entry(regs: &mut Regs, cpu: &mut Cpu) -> bool {
+    let syscall32 = regs.vector == VECTOR_SYSCALL32;
     let Some(running) = &mut cpu.running else {
-        return;
+        return cpu.leave_hypervisor(regs);
     };
     let (vcpu, mut entry) = running.entry();
-    let result = if regs.vector == VECTOR_SYSCALL32 {
+    let result = if syscall32 {
         bounce::syscall32(&mut vcpu.pv, regs, &mut entry)
     } else {
         bounce::sysenter(&mut vcpu.pv, regs, &mut entry)
     };
-    if let Err(crash) = result {
-        cpu.crash(regs, &crash);
+    match result {
+        Ok(()) => cpu.leave_hypervisor(regs),
+        Err(crash) if syscall32 => refused(regs, cpu, crash),
+        Err(crash) => cpu.crash_and_leave(regs, crash),
     }
 }
 
 /// A hypercall: number in rax, arguments in rdi, rsi, rdx, r10, r8; result in rax; rcx and r11 are lost.
-#[inline(always)]
-fn hypercall(regs: &mut Regs, cpu: &mut Cpu) {
+#[inline(never)]
+fn hypercall(regs: &mut Regs, cpu: &mut Cpu) -> bool {
     let number = regs.rax;
-    if number == nr::IRET {
-        return iret_hypercall(regs, cpu);
-    }
     regs.origin = ORIGIN_SYSRET;
-    let Some(running) = &mut cpu.running else {
-        return;
-    };
-    match dispatch(cpu.id, running, number, regs.hypercall_args()) {
-        Flow::Done(value) => regs.rax = value as u64,
-        Flow::Again([rdi, rsi, rdx, r10, r8]) => {
-            (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8) = (rdi, rsi, rdx, r10, r8);
-            regs.rip = regs.rip.wrapping_sub(SYSCALL_BYTES);
+    if let Some(running) = &mut cpu.running {
+        match dispatch(cpu.id, running, number, regs.hypercall_args()) {
+            Flow::Done(value) => regs.rax = value as u64,
+            Flow::Again([rdi, rsi, rdx, r10, r8]) => {
+                (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8) = (rdi, rsi, rdx, r10, r8);
+                regs.rip = regs.rip.wrapping_sub(SYSCALL_BYTES);
+            }
         }
     }
+    cpu.leave_hypervisor(regs)
 }
 
 /// Carries out hypercall `number` for the running vCPU.
@@ -141,26 +164,36 @@ pub const fn budget() -> Budget {
 }
 
 /// The `iret` hypercall: loads the frame on the kernel's stack.
-#[inline(always)]
-fn iret_hypercall(regs: &mut Regs, cpu: &mut Cpu) {
+#[inline(never)]
+fn iret_hypercall(regs: &mut Regs, cpu: &mut Cpu) -> bool {
     let Some(running) = &mut cpu.running else {
-        return;
+        return cpu.leave_hypervisor(regs);
     };
-    let Ok(frame) = LoadedGuest.read::<IretContext>(GuestVa(regs.rsp)) else {
-        return cpu.crash(regs, &Crash::IretFrameFault(regs.rsp));
+    let words = GuestWords::new(GuestVa(regs.rsp)).and_then(|at| LoadedGuest.load(at));
+    let Some(frame) = words.map(IretContext::from) else {
+        let crash = Crash::IretFrameFault(regs.rsp);
+        return cpu.crash_and_leave(regs, crash);
     };
-    let has_user_root = running.vcpu().roots.user().is_some();
+    let has_user_root = running.vcpu.roots.user().is_some();
     match iret::iret(&mut running.state.pv, regs, &frame, has_user_root) {
         Ok(done) => {
             if done.to_user {
-                load_root(running.vcpu(), false);
+                load_root(&running.vcpu, false);
                 state::swap_gs();
             }
-            running.events().set_upcall_mask(&FRAMES, done.masked);
+            running.info.set_upcall_mask(done.masked);
             if done.failsafe {
-                traps::failsafe(regs, cpu, None);
+                return failsafe(regs, cpu);
             }
+            cpu.leave_hypervisor(regs)
         }
-        Err(crash) => cpu.crash(regs, &crash),
+        Err(crash) => cpu.crash_and_leave(regs, crash),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn failsafe(regs: &mut Regs, cpu: &mut Cpu) -> bool {
+    traps::failsafe(regs, cpu, None);
+    cpu.leave_hypervisor(regs)
 }

@@ -10,7 +10,7 @@ use crate::host::{FRAMES, Hv};
 use crate::{fatal, schedule};
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::event::virq;
-use philoxen_abi::shared::{PVCLOCK_TSC_STABLE, shared_info, vcpu_info};
+use philoxen_abi::shared::{PVCLOCK_TSC_STABLE, shared_info};
 use philoxen_abi::{GuestMemory, GuestVa, Result, VcpuId};
 use philoxen_domain::clock::{Clock, SECOND, Scale, time_record};
 use philoxen_evtchn::Frames;
@@ -198,19 +198,15 @@ fn record_flags() -> u8 {
 
 /// Writes the time record of a vCPU into its `vcpu_info`.
 pub fn write_time(domain: &Domain, id: VcpuId) {
-    let Some((words, at)) = domain
+    let Some(info) = domain
         .events
         .vcpu(id)
         .and_then(|events| events.info(&FRAMES))
     else {
         return;
     };
+    let [version, tsc, time, rate] = info.time();
     let record = time_record(clock(), asm::rdtsc(), record_flags());
-    let word = |index: usize| words.get((at + vcpu_info::TIME / 8 + index) & 511);
-    let [Some(version), Some(tsc), Some(time), Some(rate)] = [word(0), word(1), word(2), word(3)]
-    else {
-        return;
-    };
     // An odd version tells readers to wait.
     let old = version.load(Ordering::Relaxed) as u32;
     version.store(u64::from(old.wrapping_add(1) | 1), Ordering::SeqCst);

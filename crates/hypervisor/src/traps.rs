@@ -2,13 +2,9 @@
 //! Exceptions and interrupts from guests: what is ours to handle, and what the guest's kernel gets.
 
 use crate::cpu::{Cpu, Running};
-use crate::domain::Domain;
-use crate::host::FRAMES;
 use crate::{emulate, irq};
-use core::sync::atomic::{AtomicU64, Ordering};
-use philoxen_abi::VcpuId;
+use core::sync::atomic::Ordering;
 use philoxen_abi::addr::{HYPERVISOR_END, HYPERVISOR_START};
-use philoxen_abi::shared::vcpu_info;
 use philoxen_hw::cpu::{asm, percpu, state, window};
 use philoxen_hw::guest_log;
 use philoxen_hw::log::Level;
@@ -22,26 +18,38 @@ const PFEC_FETCH: u32 = 16;
 /// Vectors from here on are interrupts.
 const FIRST_INTERRUPT: u32 = 0x20;
 const INT80: u32 = 0x80;
+const NMI: u32 = 2;
 const MCE: u32 = 18;
 
-/// Handles any exception or interrupt from a guest.
-#[inline]
-pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) {
+/// Handles any exception or interrupt from a guest; true if SYSRET may be used to leave.
+#[inline(always)]
+pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) -> bool {
+    if regs.vector == u32::from(v::PF) {
+        page_fault(regs, cpu)
+    } else {
+        other_than_page_fault(regs, cpu)
+    }
+}
+
+#[inline(never)]
+fn other_than_page_fault(regs: &mut Regs, cpu: &mut Cpu) -> bool {
     regs.origin = 0;
+    // Only IRET lets further NMIs in.
+    let by_iret = matches!(regs.vector, NMI | MCE);
     match regs.vector {
-        14 => page_fault(regs, cpu),
         13 => emulate::general_protection(regs, cpu),
         INT80 => software(regs, cpu, 0x80, 2),
         vector if vector >= FIRST_INTERRUPT => irq::handle(cpu.id, vector as u8),
         _ => other(regs, cpu),
     }
+    cpu.leave_hypervisor(regs) && !by_iret
 }
 
 fn other(regs: &mut Regs, cpu: &mut Cpu) {
     match regs.vector {
         1 => debug(regs, cpu),
         // An NMI in a guest is the watchdog's, and all is well; others have no meaning on this machine.
-        2 => {}
+        NMI => {}
         3 => software(regs, cpu, v::BP, 1),
         4 => software(regs, cpu, 4, 1),
         6 => emulate::invalid_opcode(regs, cpu),
@@ -82,58 +90,59 @@ fn machine_check(regs: &mut Regs, cpu: &mut Cpu) {
     cpu.crash_for(regs, format_args!("machine check"));
 }
 
-fn page_fault(regs: &mut Regs, cpu: &mut Cpu) {
+/// Most page faults are the guest's own, and go to its kernel at once.
+#[inline(never)]
+fn page_fault(regs: &mut Regs, cpu: &mut Cpu) -> bool {
+    regs.origin = 0;
     let address = asm::read_cr2();
     let error = regs.error_code as u32;
     let Some(running) = &mut cpu.running else {
-        return;
+        return cpu.leave_hypervisor(regs);
     };
-    if (HYPERVISOR_START..HYPERVISOR_END).contains(&address) {
-        // A descriptor load touched a page of the LDT window that is not mapped yet.
-        let descriptor_load = error & PFEC_USER == 0;
-        if descriptor_load && map_ldt(running, address) {
-            return;
-        }
-        return match guest_ldt_address(running, address).filter(|_| descriptor_load) {
-            Some(va) => cpu.inject(regs, Trap::page_fault(va, error & !PFEC_USER)),
-            None => deliver_page_fault(regs, cpu, address, error),
-        };
-    }
+    let in_kernel = running.state.pv.in_kernel;
     let write_to_present = error & (PFEC_PRESENT | PFEC_WRITE) == PFEC_PRESENT | PFEC_WRITE;
-    if write_to_present
-        && error & (PFEC_RESERVED | PFEC_FETCH) == 0
-        && running.state.pv.in_kernel
-        && emulate::page_table_write(regs, running, address)
-    {
-        return;
+    let may_be_ours = (HYPERVISOR_START..HYPERVISOR_END).contains(&address)
+        || in_kernel && write_to_present && error & (PFEC_RESERVED | PFEC_FETCH) == 0;
+    if may_be_ours {
+        return unusual_page_fault(regs, cpu, address);
     }
-    deliver_page_fault(regs, cpu, address, error);
-}
-
-fn deliver_page_fault(regs: &mut Regs, cpu: &mut Cpu, address: u64, error: u32) {
-    let Some(running) = &mut cpu.running else {
-        return;
-    };
-    let error = page_fault_error(error, running.state.pv.in_kernel);
-    cpu.inject(regs, Trap::page_fault(address, error));
-}
-
-/// The word of a vCPU's `vcpu_info` that stands for CR2, which a guest kernel cannot read.
-fn cr2_word(domain: &Domain, id: VcpuId) -> Option<&AtomicU64> {
-    let (words, at) = domain.events.vcpu(id)?.info(&FRAMES)?;
-    words.get((at + vcpu_info::CR2 / 8) & 511)
-}
-
-/// Tells a guest where it faulted.
-pub fn set_guest_cr2(domain: &Domain, id: VcpuId, address: u64) {
-    if let Some(word) = cr2_word(domain, id) {
-        word.store(address, Ordering::Relaxed);
+    running.info.cr2().store(address, Ordering::Relaxed);
+    let trap = Trap::page_fault(address, page_fault_error(error, in_kernel));
+    let (vcpu, mut entry) = running.entry();
+    match bounce::exception(&mut vcpu.pv, regs, &mut entry, trap) {
+        Ok(()) => cpu.leave_hypervisor(regs),
+        Err(crash) => cpu.crash_and_leave(regs, crash),
     }
 }
 
-/// What a guest reads from CR2.
-pub fn guest_cr2(domain: &Domain, id: VcpuId) -> u64 {
-    cr2_word(domain, id).map_or(0, |word| word.load(Ordering::Relaxed))
+/// A fault that the guest's page tables or descriptor table may explain.
+#[inline(never)]
+fn unusual_page_fault(regs: &mut Regs, cpu: &mut Cpu, address: u64) -> bool {
+    if let Some(trap) = explain_page_fault(regs, cpu, address) {
+        cpu.inject(regs, trap);
+    }
+    cpu.leave_hypervisor(regs)
+}
+
+/// Handles a fault in the hypervisor's range or a kernel's write to a read-only page; what the guest is to get if it is its own.
+#[inline(always)]
+fn explain_page_fault(regs: &mut Regs, cpu: &mut Cpu, address: u64) -> Option<Trap> {
+    let error = regs.error_code as u32;
+    let running = cpu.running.as_mut()?;
+    let in_kernel = running.state.pv.in_kernel;
+    let own = Trap::page_fault(address, page_fault_error(error, in_kernel));
+    if !(HYPERVISOR_START..HYPERVISOR_END).contains(&address) {
+        return (!emulate::page_table_write(regs, running, address)).then_some(own);
+    }
+    // A descriptor load touched a page of the LDT window that is not mapped yet.
+    let descriptor_load = error & PFEC_USER == 0;
+    if descriptor_load && map_ldt(running, address) {
+        return None;
+    }
+    match guest_ldt_address(running, address).filter(|_| descriptor_load) {
+        Some(va) => Some(Trap::page_fault(va, error & !PFEC_USER)),
+        None => Some(own),
+    }
 }
 
 /// Maps the page of the running vCPU's LDT that `address` of the window stands for. False if there is none or its

@@ -9,6 +9,7 @@
 
 use crate::regs::{ORIGIN_SYSRET, Regs};
 use crate::state::{Callback, Crash, Gate, PvCpu};
+use philoxen_abi::addr::GuestWords;
 use philoxen_abi::arch::{self, FLAT_KERNEL_CS64, FLAT_KERNEL_SS64, rflags};
 use philoxen_abi::{GuestVa, callback};
 
@@ -120,8 +121,8 @@ pub const fn page_fault_error(error: u32, in_kernel: bool) -> u32 {
 pub struct Frame<const N: usize> {
     /// The words, by ascending address.
     pub words: [u64; N],
-    /// Address of the first word, and the kernel's stack pointer. The `N` words lie outside the hypervisor's range.
-    pub sp: u64,
+    /// Where the words go; the first one's address is the kernel's stack pointer.
+    pub sp: GuestWords<N>,
     /// Entry point.
     pub rip: u64,
     /// The guest is in user mode: switch to the kernel's page tables and GS base before storing the words.
@@ -174,16 +175,11 @@ fn base(pv: &PvCpu, regs: &Regs, masked: bool) -> Base {
     }
 }
 
-/// Address of a frame of `words` words below `stack`.
+/// The `N` words of a frame below `stack`.
 #[inline(always)]
-fn frame_sp(stack: u64, words: u64) -> Result<u64, Crash> {
-    let bytes = words.wrapping_mul(8);
-    let sp = stack.wrapping_sub(bytes);
-    if GuestVa(sp).range_ok(bytes) {
-        Ok(sp)
-    } else {
-        Err(Crash::BadStack(stack))
-    }
+fn frame_sp<const N: usize>(stack: u64) -> Result<GuestWords<N>, Crash> {
+    let sp = GuestVa(stack.wrapping_sub(8 * N as u64));
+    GuestWords::new(sp).ok_or(Crash::BadStack(stack))
 }
 
 #[inline(always)]
@@ -193,7 +189,7 @@ fn plain(pv: &PvCpu, regs: &Regs, masked: bool, rip: u64, mask: bool) -> Result<
         stack,
         switch,
     } = base(pv, regs, masked);
-    let sp = frame_sp(stack, 7)?;
+    let sp = frame_sp(stack)?;
     Ok(Frame {
         words: [regs.rcx, regs.r11, a, b, c, d, e],
         sp,
@@ -207,7 +203,7 @@ fn plain(pv: &PvCpu, regs: &Regs, masked: bool, rip: u64, mask: bool) -> Result<
 /// user mode (a kernel's SYSCALL is a hypercall), so the stack is the registered one and the segments are flat.
 ///
 /// # Errors
-/// The reason to crash the domain. [`Crash::NoCallback`] is not final: raise `#UD` at the instruction instead.
+/// As [`syscall`].
 #[inline(always)]
 pub fn plan_syscall(pv: &PvCpu, regs: &Regs, masked: bool) -> Result<Frame<7>, Crash> {
     let entry = pv.syscall;
@@ -218,7 +214,7 @@ pub fn plan_syscall(pv: &PvCpu, regs: &Regs, masked: bool) -> Result<Frame<7>, C
     let ss = u64::from(arch::FLAT_RING3_SS64);
     let flags = guest_view(pv, regs.rflags, masked);
     let words = [regs.rcx, regs.r11, regs.rip, cs, flags, regs.rsp, ss];
-    let sp = frame_sp(pv.kernel_sp & !15, 7)?;
+    let sp = frame_sp(pv.kernel_sp & !15)?;
     Ok(Frame {
         words,
         sp,
@@ -259,7 +255,7 @@ pub fn plan_callback(
 ///
 /// # Errors
 /// The reason to crash the domain.
-#[inline]
+#[inline(always)]
 pub fn plan_exception(pv: &PvCpu, regs: &Regs, masked: bool, trap: Trap) -> Result<Bounce, Crash> {
     let gate: Gate = pv.gate(trap.vector);
     let rip = gate.address();
@@ -274,7 +270,7 @@ pub fn plan_exception(pv: &PvCpu, regs: &Regs, masked: bool, trap: Trap) -> Resu
         stack,
         switch,
     } = base(pv, regs, masked);
-    let sp = frame_sp(stack, 8)?;
+    let sp = frame_sp(stack)?;
     let words = [regs.rcx, regs.r11, u64::from(error), a, b, c, d, e];
     Ok(Bounce::Coded(Frame {
         words,
@@ -305,7 +301,7 @@ pub fn plan_failsafe(
         switch,
     } = base(pv, regs, masked);
     let [ds, es, fs, gs] = selectors.map(u64::from);
-    let sp = frame_sp(stack, 11)?;
+    let sp = frame_sp(stack)?;
     let words = [regs.rcx, regs.r11, ds, es, fs, gs, a, b, c, d, e];
     Ok(Frame {
         words,
@@ -322,7 +318,7 @@ impl<const N: usize> Frame<N> {
     pub fn enter(&self, regs: &mut Regs) {
         regs.rip = self.rip;
         regs.cs = u64::from(FLAT_KERNEL_CS64);
-        regs.rsp = self.sp;
+        regs.rsp = self.sp.start().0;
         regs.ss = u64::from(FLAT_KERNEL_SS64);
         regs.rflags &= !CLEARED;
         // The frame holds RCX and R11, the entry point is canonical and the selectors are flat: SYSRET will do.
@@ -338,8 +334,8 @@ pub trait KernelEntry {
     fn mask_upcalls(&mut self);
     /// Leaves user mode: loads the kernel's page tables and swaps the GS bases.
     fn switch_to_kernel(&mut self);
-    /// Stores a frame in guest memory; false if that faults. The range has been checked.
-    fn store<const N: usize>(&mut self, sp: u64, words: &[u64; N]) -> bool;
+    /// Stores a frame in guest memory; false if that faults.
+    fn store<const N: usize>(&mut self, at: GuestWords<N>, words: [u64; N]) -> bool;
 }
 
 /// Carries out a planned entry.
@@ -357,8 +353,8 @@ pub fn deliver<const N: usize, E: KernelEntry>(
         env.switch_to_kernel();
         pv.in_kernel = true;
     }
-    if !env.store(frame.sp, &frame.words) {
-        return Err(Crash::FrameFault(frame.sp));
+    if !env.store(frame.sp, frame.words) {
+        return Err(Crash::FrameFault(frame.sp.start().0));
     }
     if frame.mask {
         env.mask_upcalls();
@@ -367,38 +363,37 @@ pub fn deliver<const N: usize, E: KernelEntry>(
     Ok(())
 }
 
-/// Delivers an application's SYSCALL. Without a callback the application gets `#UD` at the instruction.
+/// Delivers an application's SYSCALL.
 ///
 /// # Errors
-/// The reason to crash the domain.
+/// The reason to crash the domain; but for [`Crash::NoCallback`], raise `#UD` at the instruction ([`back_to_syscall`]) instead.
 #[inline(always)]
 pub fn syscall<E: KernelEntry>(pv: &mut PvCpu, regs: &mut Regs, env: &mut E) -> Result<(), Crash> {
-    if !pv.syscall.is_set() {
-        return undefined_syscall(pv, regs, env);
-    }
     let frame = plan_syscall(pv, regs, env.upcall_masked())?;
     deliver(&frame, pv, regs, env)?;
     regs.rflags &= !rflags::DF;
     Ok(())
 }
 
-/// Delivers a 32-bit application's SYSCALL; as [`syscall`].
+/// Delivers a 32-bit application's SYSCALL.
 ///
 /// # Errors
-/// The reason to crash the domain.
+/// As [`syscall`].
 pub fn syscall32<E: KernelEntry>(
     pv: &mut PvCpu,
     regs: &mut Regs,
     env: &mut E,
 ) -> Result<(), Crash> {
-    if !pv.syscall32.is_set() {
-        return undefined_syscall(pv, regs, env);
-    }
     let (entry, masked) = (pv.syscall32, env.upcall_masked());
     let frame = plan_callback(pv, regs, masked, entry, callback::CALLBACKTYPE_SYSCALL32)?;
     deliver(&frame, pv, regs, env)?;
     regs.rflags &= !rflags::DF;
     Ok(())
+}
+
+/// Goes back to the SYSCALL instruction: it is two bytes long, and the entry saved the address behind it.
+pub const fn back_to_syscall(regs: &mut Regs) {
+    regs.rip = regs.rip.wrapping_sub(2);
 }
 
 /// Delivers SYSENTER: the processor saved neither RIP nor RSP, so the frame says 0 for what the entry code could not
@@ -418,22 +413,11 @@ pub fn sysenter<E: KernelEntry>(pv: &mut PvCpu, regs: &mut Regs, env: &mut E) ->
     Ok(())
 }
 
-#[cold]
-fn undefined_syscall<E: KernelEntry>(
-    pv: &mut PvCpu,
-    regs: &mut Regs,
-    env: &mut E,
-) -> Result<(), Crash> {
-    // SYSCALL is two bytes long; the entry saved the address behind it.
-    regs.rip = regs.rip.wrapping_sub(2);
-    exception(pv, regs, env, Trap::UD)
-}
-
 /// Delivers an exception.
 ///
 /// # Errors
 /// The reason to crash the domain.
-#[inline]
+#[inline(always)]
 pub fn exception<E: KernelEntry>(
     pv: &mut PvCpu,
     regs: &mut Regs,

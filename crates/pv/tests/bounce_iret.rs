@@ -6,7 +6,7 @@
     reason = "a test may stop at what must not happen"
 )]
 
-use philoxen_abi::addr::{HYPERVISOR_END, HYPERVISOR_START, is_canonical};
+use philoxen_abi::addr::{GuestWords, HYPERVISOR_END, HYPERVISOR_START, is_canonical};
 use philoxen_abi::arch::{IretContext, TrapInfo, rflags};
 use philoxen_abi::{Errno, callback};
 use philoxen_pv::bounce::{self, Bounce, KernelEntry, Trap};
@@ -40,8 +40,8 @@ impl KernelEntry for Vcpu {
         );
         self.switched = true;
     }
-    fn store<const N: usize>(&mut self, sp: u64, words: &[u64; N]) -> bool {
-        self.stored.push((sp, words.to_vec()));
+    fn store<const N: usize>(&mut self, at: GuestWords<N>, words: [u64; N]) -> bool {
+        self.stored.push((at.start().0, words.to_vec()));
         !self.faults
     }
 }
@@ -262,7 +262,11 @@ fn software_interrupts_need_the_guests_leave() {
     let (mut pv, mut regs, mut vcpu) = (kernel(), user(), Vcpu::default());
     pv.syscall = philoxen_pv::state::Callback::NONE;
     pv.in_kernel = false;
-    bounce::syscall(&mut pv, &mut regs, &mut vcpu).unwrap();
+    let got = bounce::syscall(&mut pv, &mut regs, &mut vcpu);
+    assert_eq!(got, Err(Crash::NoCallback(callback::CALLBACKTYPE_SYSCALL)));
+    assert!(vcpu.stored.is_empty() && !vcpu.switched);
+    bounce::back_to_syscall(&mut regs);
+    bounce::exception(&mut pv, &mut regs, &mut vcpu, Trap::UD).unwrap();
     assert_eq!(regs.rip, HANDLER + 6 * 16);
     assert_eq!(vcpu.stored[0].1[2], 0x40_1000 - 2);
     // XSA-44: NT goes before the fault of an unregistered SYSENTER.
@@ -461,8 +465,8 @@ proptest! {
         pv.kernel_sp = stack;
         let regs = Regs { rsp: stack, ..user() };
         let planned = match bounce::plan_exception(&pv, &regs, false, Trap::new(vector, 0)) {
-            Ok(Bounce::Plain(frame)) => Some((frame.sp, 56)),
-            Ok(Bounce::Coded(frame)) => Some((frame.sp, 64)),
+            Ok(Bounce::Plain(frame)) => Some((frame.sp.start().0, 56)),
+            Ok(Bounce::Coded(frame)) => Some((frame.sp.start().0, 64)),
             Err(_) => None,
         };
         if let Some((sp, size)) = planned {

@@ -3,7 +3,7 @@
 
 use super::asm;
 use core::arch::asm as instruction;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
 
 const MSR_PAT: u32 = 0x277;
@@ -27,8 +27,6 @@ const CR4_SMAP: u64 = 1 << 21;
 /// XCR0 components that guests may use: x87, SSE, AVX, AVX-512 (three), all switched eagerly.
 const XCR0_ALLOWED: u64 = 0xe7;
 
-/// True once SMAP is on; `stac` and `clac` exist only then.
-static SMAP: AtomicBool = AtomicBool::new(false);
 /// XCR0 value the hypervisor saves and restores under; 0 without XSAVE.
 static XCR0: AtomicU64 = AtomicU64::new(0);
 
@@ -101,10 +99,9 @@ pub(super) fn enable() {
         }
         XCR0.store(xcr0, Ordering::Relaxed);
     }
-    SMAP.store(smap, Ordering::Relaxed);
 }
 
-/// Turns the `clac` of the entry paths into no-operations on a processor without SMAP. Idempotent.
+/// Turns every `stac` and `clac` into a no-operation on a processor without SMAP, which does not have them. Idempotent.
 fn patch_smap_sites(smap: bool) {
     static PATCHED: Once<()> = Once::new();
     if smap {
@@ -124,22 +121,32 @@ fn patch_smap_sites(smap: bool) {
 /// While one lives, the hypervisor may touch user pages under SMAP.
 pub(super) struct OpenGuestMemory(());
 
+/// An instruction of three bytes that exists with SMAP only; [`patch_smap_sites`] knows where it is.
+macro_rules! smap_instruction {
+    ($name:literal) => {
+        // SAFETY: only changes AC, which nothing but SMAP looks at here; patched before the first guest where it does not exist.
+        unsafe {
+            instruction!(
+                concat!("771: ", $name),
+                ".pushsection .smap_sites, \"a\"",
+                ".quad 771b",
+                ".popsection",
+                options(nostack)
+            )
+        }
+    };
+}
+
 /// Lifts SMAP until the result is dropped.
 #[inline(always)]
 pub(super) fn open_guest_memory() -> OpenGuestMemory {
-    if SMAP.load(Ordering::Relaxed) {
-        // SAFETY: SMAP is on, so the instruction exists; it only sets AC.
-        unsafe { instruction!("stac", options(nostack)) };
-    }
+    smap_instruction!("stac");
     OpenGuestMemory(())
 }
 
 impl Drop for OpenGuestMemory {
     #[inline(always)]
     fn drop(&mut self) {
-        if SMAP.load(Ordering::Relaxed) {
-            // SAFETY: SMAP is on, so the instruction exists; it only clears AC.
-            unsafe { instruction!("clac", options(nostack)) };
-        }
+        smap_instruction!("clac");
     }
 }

@@ -6,6 +6,7 @@
 //! lifted only around the copy.
 
 use core::arch::asm;
+use philoxen_abi::addr::GuestWords;
 use philoxen_abi::{Errno, GuestMemory, GuestVa, Result};
 
 /// The memory of the vCPU whose page tables this processor has loaded.
@@ -135,6 +136,82 @@ unsafe fn copy_long(to: u64, from: u64, len: usize) -> bool {
     }
     // SAFETY: the rest of the same two ranges.
     (unsafe { copy_bytes(to + done, from + done, rest) }) == 0
+}
+
+/// Stores words from registers; leaves the function with `false` if one of the stores faults.
+macro_rules! store_words {
+    ($to:ident, $($index:literal $word:ident)*) => {
+        // SAFETY: `GuestWords` says that the words are outside the hypervisor's range; a store that faults resumes at the label.
+        unsafe {
+            asm!(
+                $(
+                    concat!("2: mov [{to} + 8 * ", $index, "], {", stringify!($word), "}"),
+                    ".pushsection .ex_table, \"a\"",
+                    ".quad 2b, {fault}",
+                    ".popsection",
+                )*
+                to = in(reg) $to,
+                $($word = in(reg) $word,)*
+                fault = label { return false },
+                options(nostack, preserves_flags)
+            )
+        }
+    };
+}
+
+impl LoadedGuest {
+    /// Stores an entry frame, the usual sizes without a detour through memory; false if a word faulted.
+    #[inline(always)]
+    pub fn store<const N: usize>(&self, at: GuestWords<N>, words: [u64; N]) -> bool {
+        let to = at.start().0;
+        let _open = super::features::open_guest_memory();
+        match *words.as_slice() {
+            [a, b, c, d, e, f, g] => store_words!(to, 0 a 1 b 2 c 3 d 4 e 5 f 6 g),
+            [a, b, c, d, e, f, g, h] => store_words!(to, 0 a 1 b 2 c 3 d 4 e 5 f 6 g 7 h),
+            // SAFETY: `words` is ours; the guest's side as above.
+            _ => return unsafe { move_words::<N>(to, words.as_ptr() as u64) },
+        }
+        true
+    }
+
+    /// Loads the frame of an `iret` hypercall; `None` if a word faults. Each word is loaded once.
+    #[inline(always)]
+    pub fn load(&self, at: GuestWords<9>) -> Option<[u64; 9]> {
+        let failed: u32;
+        let (a, b, c, d, e): (u64, u64, u64, u64, u64);
+        let (f, g, h, i): (u64, u64, u64, u64);
+        let _open = super::features::open_guest_memory();
+        // SAFETY: `GuestWords` says that the words are outside the hypervisor's range; a load that faults resumes at the fixup.
+        // The address register is not an output: it is read until the last load.
+        unsafe {
+            asm!(
+                "xor {failed:e}, {failed:e}",
+                "2: mov {a}, [{from}]",
+                "3: mov {b}, [{from} + 8]",
+                "4: mov {c}, [{from} + 16]",
+                "5: mov {d}, [{from} + 24]",
+                "6: mov {e}, [{from} + 32]",
+                "7: mov {f}, [{from} + 40]",
+                "8: mov {g}, [{from} + 48]",
+                "9: mov {h}, [{from} + 56]",
+                "22: mov {i}, [{from} + 64]",
+                "23:",
+                ".pushsection .ex_table, \"a\"",
+                ".quad 2b, 24f, 3b, 24f, 4b, 24f, 5b, 24f, 6b, 24f, 7b, 24f, 8b, 24f, 9b, 24f, 22b, 24f",
+                ".popsection",
+                ".pushsection .fixup, \"ax\"",
+                "24: mov {failed:e}, 1",
+                "jmp 23b",
+                ".popsection",
+                from = in(reg) at.start().0,
+                failed = out(reg) failed,
+                a = out(reg) a, b = out(reg) b, c = out(reg) c, d = out(reg) d, e = out(reg) e,
+                f = out(reg) f, g = out(reg) g, h = out(reg) h, i = out(reg) i,
+                options(nostack)
+            );
+        }
+        (failed == 0).then_some([a, b, c, d, e, f, g, h, i])
+    }
 }
 
 impl GuestMemory for LoadedGuest {

@@ -52,6 +52,8 @@ pub struct Block {
     interrupts: [AtomicU64; 4],
     /// Vector and error code of the last fault that the exception table caught.
     fault: [AtomicU64; 2],
+    /// TLB clock that was noted before the last whole flush (`machine.rs`); 0 before the first.
+    flush: AtomicU64,
     tss: Tss,
 }
 
@@ -59,6 +61,10 @@ pub struct Block {
 pub const BLOCK_SIZE: usize = size_of::<Block>();
 const _: () = assert!(BLOCK_SIZE.is_multiple_of(16));
 const _: () = assert!(core::mem::offset_of!(Block, local) == 0);
+
+/// Processors whose area is there, a bit each.
+static MADE: AtomicU64 = AtomicU64::new(0);
+const _: () = assert!(MAX_CPUS <= 64);
 
 fn area(cpu: CpuId) -> u64 {
     AREA_BASE + cpu as u64 * AREA_STRIDE
@@ -94,6 +100,7 @@ pub(super) fn init(cpu: CpuId, local: *mut ()) {
         cpu: cpu as u64,
         interrupts: [const { AtomicU64::new(0) }; 4],
         fault: [const { AtomicU64::new(0) }; 2],
+        flush: AtomicU64::new(0),
         tss: Tss::new(
             top,
             [
@@ -106,17 +113,18 @@ pub(super) fn init(cpu: CpuId, local: *mut ()) {
     };
     // SAFETY: the page under `top` was mapped just now and nothing else refers to it; alignment is 16.
     unsafe { (top as *mut Block).write(block) };
+    MADE.fetch_or(1 << cpu, Ordering::Release);
 }
 
 /// This processor's block.
-#[inline]
+#[inline(always)]
 fn block() -> &'static Block {
     let rsp: u64;
     // SAFETY: reads the stack pointer.
     unsafe {
         core::arch::asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack, preserves_flags))
     };
-    let address = (rsp | (STACKS_SIZE - 1)) + 1 - BLOCK_SIZE as u64;
+    let address = (rsp | (STACKS_SIZE - 1)).wrapping_sub(BLOCK_SIZE as u64 - 1);
     // SAFETY: after `init` every stack we run on lies in an area (module documentation), whose block was written
     // by `init` and is only read or changed through atomics afterwards.
     unsafe { &*(address as *const Block) }
@@ -161,6 +169,23 @@ pub(super) fn record_interrupt(vector: u8) {
     if let Some(word) = block().interrupts.get(usize::from(vector / 64)) {
         word.fetch_or(1 << (vector % 64), Ordering::Relaxed);
     }
+}
+
+/// TLB clock that this processor noted before its last whole flush.
+#[inline(always)]
+pub(crate) fn flush_note() -> &'static AtomicU64 {
+    &block().flush
+}
+
+/// TLB clock that processor `cpu` noted before its last whole flush; `None` if it is not in use.
+pub(crate) fn flush_note_of(cpu: CpuId) -> Option<u64> {
+    if cpu >= MAX_CPUS || MADE.load(Ordering::Acquire) & 1 << cpu == 0 {
+        return None;
+    }
+    let block = stack_top(cpu) as *const Block;
+    // SAFETY: the area of a processor in `MADE` is mapped for good and its block written; this field is only seen as an atomic.
+    let noted = unsafe { &(*block).flush };
+    Some(noted.load(Ordering::SeqCst))
 }
 
 /// Keeps what a caught fault was.

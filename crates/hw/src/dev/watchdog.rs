@@ -67,15 +67,21 @@ pub fn start() -> Option<u32> {
     Some(gsi)
 }
 
-/// Processor `cpu`, which runs this, shows that it is alive.
-#[inline(always)]
-pub fn mark(cpu: CpuId) {
-    if let Some(mark) = MARKS.get(cpu) {
-        // Only this processor writes it.
-        mark.store(
-            mark.load(Ordering::Relaxed).wrapping_add(1),
-            Ordering::Relaxed,
-        );
+/// Where a processor shows that it is alive.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks(&'static AtomicU64);
+
+impl Marks {
+    /// Those of processor `cpu`, which alone writes there.
+    pub const fn of(cpu: CpuId) -> Self {
+        Self(&MARKS[cpu % MAX_CPUS])
+    }
+
+    /// The processor is alive.
+    #[inline(always)]
+    pub fn mark(self) {
+        let marks = self.0.load(Ordering::Relaxed);
+        self.0.store(marks.wrapping_add(1), Ordering::Relaxed);
     }
 }
 

@@ -2,7 +2,7 @@
 //! `sched_op` (xen/sched.h).
 
 use crate::cpu::Running;
-use crate::host::{FRAMES, Hv};
+use crate::host::Hv;
 use crate::{domain, schedule, time};
 use philoxen_abi::sched::{self as abi, op};
 use philoxen_abi::{DomId, Errno, Flow, GuestMemory, GuestVa, Result};
@@ -51,7 +51,7 @@ pub fn sched_op_compat(_cpu: CpuId, running: &mut Running, cmd: u64, arg: u64) -
 
 /// Unmasks upcalls and blocks, in one step: an event that came before is found on the way out.
 fn block(running: &Running) {
-    running.events().set_upcall_mask(&FRAMES, false);
+    running.info.set_upcall_mask(false);
     schedule::block(running, false);
 }
 

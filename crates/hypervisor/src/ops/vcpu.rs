@@ -14,7 +14,7 @@ use philoxen_paging::validate::Stop;
 use philoxen_sched::{TimerKey, TimerKind};
 
 /// `vcpu_op(cmd, vcpu, arg)`.
-pub fn vcpu_op(cpu: CpuId, running: &Running, cmd: u64, vcpu: u64, arg: u64) -> Flow {
+pub fn vcpu_op(cpu: CpuId, running: &mut Running, cmd: u64, vcpu: u64, arg: u64) -> Flow {
     let domain = &running.domain;
     let Some(target) = u32::try_from(vcpu)
         .ok()
@@ -23,7 +23,11 @@ pub fn vcpu_op(cpu: CpuId, running: &Running, cmd: u64, vcpu: u64, arg: u64) -> 
         return Errno::ENOENT.into();
     };
     if cmd as u32 != op::INITIALISE {
-        return other_op(cpu, running, cmd as u32, target, GuestVa(arg)).into();
+        let result = other_op(cpu, running, cmd as u32, target, GuestVa(arg));
+        if cmd as u32 == op::REGISTER_VCPU_INFO {
+            running.find_info();
+        }
+        return result.into();
     }
     match context::initialise(domain, target, GuestVa(arg)) {
         Ok(()) => Flow::Done(0),

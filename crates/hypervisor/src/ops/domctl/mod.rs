@@ -37,7 +37,8 @@ impl Request<'_> {
     }
     /// The target's vCPU `id`, which must exist.
     fn vcpu(&self, id: u32) -> Result<&crate::vcpu::Vcpu> {
-        self.target.vcpu(VcpuId(id)).ok_or(Errno::ENOENT)
+        let vcpu = self.target.vcpu(VcpuId(id)).ok_or(Errno::ENOENT)?;
+        Ok(vcpu)
     }
     /// Refuses what a domain cannot do to itself.
     fn not_self(&self) -> Result<()> {
