@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::args;
 use crate::host::{self, Tree};
+use crate::stack;
 
 /// First line of every source file.
 const HEADER: &str = "SPDX-License-Identifier: MIT OR Apache-2.0";
@@ -39,6 +40,7 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("fmt", format),
     ("clippy", clippy),
     ("clippy-bare", clippy_bare),
+    ("stack", stack::check),
 ];
 
 /// `cargo xtask lint`.

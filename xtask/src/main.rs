@@ -20,6 +20,7 @@ mod qemu;
 mod rootfs;
 mod run;
 mod serve;
+mod stack;
 mod sysroot;
 mod test;
 

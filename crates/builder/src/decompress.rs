@@ -161,6 +161,7 @@ impl Output {
     }
 }
 
+#[inline(never)]
 fn zstd(mut stream: &[u8], output: &mut Output) -> Result<(), BuildError> {
     const BAD: BuildError = BuildError::Corrupt("zstd stream");
     let mut decoder = FrameDecoder::new();
@@ -182,6 +183,7 @@ fn zstd(mut stream: &[u8], output: &mut Output) -> Result<(), BuildError> {
     }
 }
 
+#[inline(never)]
 fn gzip(stream: &[u8], output: &mut Output) -> Result<(), BuildError> {
     const CUT: BuildError = BuildError::Truncated("the gzip stream");
     let start = gzip_header(stream).ok_or(CUT)?;
@@ -226,6 +228,7 @@ fn gzip_header(stream: &[u8]) -> Option<usize> {
     Some(if flags & FHCRC != 0 { at + 2 } else { at })
 }
 
+#[inline(never)]
 fn lz4(stream: &[u8], output: &mut Output, sized: bool) -> Result<(), BuildError> {
     const CUT: BuildError = BuildError::Truncated("the LZ4 stream");
     let mut at = 4;

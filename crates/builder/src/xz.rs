@@ -23,6 +23,7 @@ const CUT: BuildError = BuildError::Truncated("the XZ stream");
 const FILTER: BuildError = BuildError::UnknownCompression("an unusual XZ filter");
 
 /// Unpacks the XZ stream at the start of `stream`.
+#[inline(never)]
 pub fn unpack(stream: &[u8], output: &mut Output) -> Result<(), BuildError> {
     let header = stream.get(..HEADER).ok_or(CUT)?;
     let flags = slice(header, 6, 2).ok_or(CUT)?;

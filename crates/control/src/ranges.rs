@@ -43,10 +43,10 @@ impl Ranges {
             }
         }
         if allow {
-            new.push((low, high));
+            let place = new.partition_point(|&(start, _)| start < low);
+            new.insert(place, (low, high));
         }
         new.retain(|(start, stop)| start < stop);
-        new.sort_unstable();
         if new.len() > MAX_RANGES {
             return Err(Errno::ENOSPC);
         }

@@ -164,7 +164,7 @@ fn build(
     context: &VcpuGuestContext,
 ) -> core::result::Result<Box<VcpuState>, Stop> {
     let regs = Regs::from_context(&context.user_regs).ok_or(Errno::EINVAL)?;
-    let mut state = VcpuState::new(regs);
+    let mut state = VcpuState::new(regs).ok_or(Errno::ENOMEM)?;
     // The I/O privilege level is virtual: it is taken from the flags and never loaded.
     state
         .pv

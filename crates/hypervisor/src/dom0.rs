@@ -27,7 +27,7 @@ use philoxen_paging::buddy::MAX_ORDER;
 use philoxen_paging::validate::Stop;
 use philoxen_paging::word::Kind;
 use philoxen_paging::{DomainMemory, mmuext, reservation};
-use philoxen_pv::{PvCpu, Regs};
+use philoxen_pv::Regs;
 
 /// Memory kept from Domain 0 unless `dom0_mem=` says otherwise: for the hypervisor's heap, 1/256 of RAM within bounds.
 const RESERVE_MIN: u64 = 4 << 20;
@@ -79,6 +79,7 @@ impl fmt::Display for Failure {
 }
 
 /// Builds Domain 0 and makes its first vCPU runnable.
+#[inline(never)]
 pub fn build(boot_info: &BootInfo, options: &Options<'_>) -> Result<(), Failure> {
     let mut modules = memory::take_modules().into_iter();
     let kernel_module = modules.next().ok_or(Failure::NoKernel)?;
@@ -228,6 +229,7 @@ fn screen(boot_info: &BootInfo) -> Option<VgaConsoleInfo> {
 }
 
 /// The domain without memory.
+#[inline(never)]
 fn create(options: &Options<'_>, nr_pages: u64) -> Result<Arc<Domain>, Failure> {
     let max = options.dom0_mem_max.map_or(u64::MAX, |max| {
         (max.resolve(memory::total_ram()) / philoxen_abi::PAGE_SIZE).max(nr_pages)
@@ -338,9 +340,7 @@ fn finish(domain: &Domain, l4: Mfn, entry: &Entry) -> Result<(), Failure> {
         ss: entry.ss.into(),
         ..Regs::default()
     };
-    let mut state = VcpuState::new(regs);
-    state.pv = PvCpu::new();
-    *vcpu.parked.lock() = Some(state);
+    *vcpu.parked.lock() = Some(VcpuState::new(regs).ok_or(Errno::ENOMEM)?);
     vcpu.initialised.store(true, Ordering::Release);
     for vcpu in domain.vcpus() {
         if let Some(events) = domain.events.vcpu(vcpu.id) {

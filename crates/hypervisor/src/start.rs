@@ -104,6 +104,7 @@ fn start_console(options: &Options<'_>) {
 }
 
 /// Interrupt controllers, timers and the clock.
+#[inline(never)]
 fn start_devices(boot_info: &BootInfo) {
     let rsdp = boot_info
         .rsdp

@@ -87,13 +87,14 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    /// A vCPU with these registers, everything else initial.
+    /// A vCPU with these registers, everything else initial; `None` without memory.
     #[inline(never)]
-    pub fn new(regs: Regs) -> Box<Self> {
-        Box::new(Self {
+    pub fn new(regs: Regs) -> Option<Box<Self>> {
+        let fpu = FpuState::new()?;
+        Some(Box::new(Self {
             regs,
             pv: PvCpu::new(),
-            fpu: FpuState::new(),
+            fpu,
             xcr0: 1,
             segments: Segments::default(),
             debug: DebugRegs::new(),
@@ -106,6 +107,6 @@ impl VcpuState {
             task_switched: false,
             io_bitmap: (GuestVa::NULL, 0),
             tsc_aux: 0,
-        })
+        }))
     }
 }

@@ -32,6 +32,8 @@ pub const MAX_CPUS: usize = 64;
 const AREA_BASE: u64 = 0xffff_8180_0000_0000;
 const AREA_STRIDE: u64 = 0x4_0000;
 const STACKS_SIZE: u64 = 0x1_0000;
+/// Offset of the main stack in an area.
+const MAIN_STACK: u64 = 0xa000;
 /// Offset of the GDT window in an area.
 const GDT_WINDOW: u64 = 0x1_0000;
 /// Offset of the LDT window in an area.
@@ -65,6 +67,15 @@ const _: () = assert!(core::mem::offset_of!(Block, local) == 0);
 /// Processors whose area is there, a bit each.
 static MADE: AtomicU64 = AtomicU64::new(0);
 const _: () = assert!(MAX_CPUS <= 64);
+// Sizes of the stacks, for the check of the image that computes what is used of them (`cargo xtask lint`).
+core::arch::global_asm!(
+    ".global philoxen_main_stack_bytes",
+    ".set philoxen_main_stack_bytes, {main}",
+    ".global philoxen_small_stack_bytes",
+    ".set philoxen_small_stack_bytes, {small}",
+    main = const STACKS_SIZE as usize - MAIN_STACK as usize - BLOCK_SIZE,
+    small = const 0x1000,
+);
 
 fn area(cpu: CpuId) -> u64 {
     AREA_BASE + cpu as u64 * AREA_STRIDE

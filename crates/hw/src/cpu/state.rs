@@ -9,6 +9,7 @@
 use super::{asm, features};
 use alloc::boxed::Box;
 use core::arch::asm as instruction;
+use zerocopy::FromZeros;
 
 const MSR_FS_BASE: u32 = 0xc000_0100;
 const MSR_GS_BASE: u32 = 0xc000_0101;
@@ -22,6 +23,7 @@ const FCW_INITIAL: u16 = 0x37f;
 /// Initial MXCSR.
 const MXCSR_INITIAL: u32 = 0x1f80;
 
+#[derive(FromZeros)]
 #[repr(C, align(64))]
 struct Area([u8; AREA_SIZE]);
 
@@ -36,19 +38,13 @@ impl core::fmt::Debug for FpuState {
     }
 }
 
-impl Default for FpuState {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl FpuState {
-    /// The state after FNINIT, all other registers zero.
-    pub fn new() -> Self {
-        let mut area = Box::new(Area([0; AREA_SIZE]));
+    /// The state after FNINIT, all other registers zero; `None` without memory.
+    pub fn new() -> Option<Self> {
+        let mut area = Area::new_box_zeroed().ok()?;
         area.0[..2].copy_from_slice(&FCW_INITIAL.to_le_bytes());
         area.0[24..28].copy_from_slice(&MXCSR_INITIAL.to_le_bytes());
-        Self { area }
+        Some(Self { area })
     }
 
     /// The legacy 512 bytes, as FXSAVE has them (`vcpu_guest_context.fpu_ctxt`).

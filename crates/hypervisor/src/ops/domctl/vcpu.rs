@@ -158,7 +158,7 @@ pub fn set_state(request: &Request<'_>) -> Outcome {
     if area == 0 {
         return Ok(0);
     }
-    let mut fpu = FpuState::new();
+    let mut fpu = FpuState::new().ok_or(Errno::ENOMEM)?;
     let image = fpu
         .image_mut()
         .get_mut(..area as usize)
