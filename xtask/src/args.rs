@@ -168,6 +168,8 @@ pub enum Bench {
     Boot(BenchOptions),
     /// System-call and process micro-benchmarks inside Domain 0
     Micro(BenchOptions),
+    /// Guests made and destroyed by Debian's xl, what they take of memory, their network and disk
+    Domains(DomainsOptions),
 }
 
 #[derive(Group, Clone, Debug)]
@@ -194,4 +196,28 @@ pub struct BenchOptions {
     /// Micro-benchmarks to run [default: all]
     #[arg(long, value_delimiter = ',', value_name = "ROWS")]
     pub rows: Vec<String>,
+}
+
+#[derive(Group, Clone, Debug)]
+pub struct DomainsOptions {
+    /// Debian kernel of Domain 0: linux-image-FLAVOUR
+    #[arg(long, default_value = "amd64", value_name = "FLAVOUR")]
+    pub flavour: String,
+    /// QEMU to use instead of Debian's qemu-system-x86_64
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Interleaved runs of each system; medians are printed
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub runs: usize,
+    /// Measure only the systems whose names are given
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAMES",
+        default_value = "xen,philoxen"
+    )]
+    pub systems: Vec<String>,
+    /// Clock of the machine
+    #[arg(long, default_value = "both")]
+    pub mode: Mode,
 }

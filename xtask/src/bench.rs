@@ -68,7 +68,7 @@ fn files(tree: &Tree, options: &BenchOptions, extra: &[initramfs::Extra]) -> Res
 }
 
 /// Runs one machine until it powers off.
-fn watch(
+pub fn watch(
     machine: &Machine,
     log: &Path,
     limit: Duration,
@@ -201,7 +201,7 @@ fn number_after(line: &str, text: &str) -> Option<f64> {
     Some(microseconds / 1000.0)
 }
 
-fn median_of(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub fn median_of(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let upper = values.get(values.len() / 2).copied()?;
@@ -212,7 +212,7 @@ fn median_of(values: impl Iterator<Item = f64>) -> Option<f64> {
     Some(f64::midpoint(lower, upper))
 }
 
-fn number(value: Option<f64>, digits: usize) -> String {
+pub fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
 }
 
@@ -221,7 +221,7 @@ type Rows = BTreeMap<String, BTreeMap<String, Vec<f64>>>;
 
 /// `cargo xtask bench micro`.
 pub fn micro(tree: &Tree, options: &BenchOptions) -> Result<()> {
-    let program = build::bench_program(tree)?;
+    let program = build::bench_program(tree, "pxbench")?;
     let extra: [(String, PathBuf); 1] = [("bin/pxbench".to_owned(), program)];
     let files = files(tree, options, &extra)?;
     let arguments = options.rows.join(",");
@@ -307,7 +307,7 @@ fn measure(
 }
 
 /// `BENCH <row> <microseconds>`.
-fn row(line: &str) -> Option<(String, f64)> {
+pub fn row(line: &str) -> Option<(String, f64)> {
     let (_, rest) = line.split_once("BENCH ")?;
     let (name, value) = rest.trim().rsplit_once(' ')?;
     Some((name.to_owned(), value.parse().ok()?))

@@ -141,8 +141,8 @@ pub fn guests(tree: &Tree, legacy: bool) -> Result<PathBuf> {
     Ok(to)
 }
 
-/// Builds the measuring program as a static Linux program.
-pub fn bench_program(tree: &Tree) -> Result<PathBuf> {
+/// Builds a measuring program (`pxbench` or `pxio`) as a static Linux program.
+pub fn bench_program(tree: &Tree, name: &str) -> Result<PathBuf> {
     if !tree.root.join("tests/bench/Cargo.toml").exists() {
         bail!("tests/bench is missing: there is no program to measure with");
     }
@@ -158,6 +158,8 @@ pub fn bench_program(tree: &Tree) -> Result<PathBuf> {
                 target,
                 "--package",
                 "pxbench",
+                "--bin",
+                name,
             ])
             .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
             .env("CARGO_TARGET_DIR", tree.target.join("bench"))
@@ -167,7 +169,8 @@ pub fn bench_program(tree: &Tree) -> Result<PathBuf> {
         .target
         .join("bench")
         .join(target)
-        .join("release/pxbench"))
+        .join("release")
+        .join(name))
 }
 
 /// Links by GNU ld into a plain static executable: Debian's compiler has no linker of its own.

@@ -128,6 +128,17 @@ pub fn archive(tree: &Tree, kernel: &Kernel, contents: &Contents) -> Result<Vec<
     build::gzip(&archive.finish())
 }
 
+/// A compressed archive of nothing but these files, to be put behind another: the kernel unpacks one after the other.
+pub fn addition(files: &[Extra]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for (path, from) in files {
+        let bytes =
+            std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        archive.file(path, 0o755, bytes);
+    }
+    build::gzip(&archive.finish())
+}
+
 /// Assembles and links a 32-bit program that needs nothing but the kernel.
 fn assemble(tree: &Tree, source: &Path, name: &str) -> Result<Vec<u8>> {
     deps::ensure(&[deps::LINKER])?;

@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod cases;
 mod deps;
+mod domains;
 mod host;
 mod image;
 mod initramfs;
@@ -38,6 +39,7 @@ fn main() -> std::process::ExitCode {
         Command::Iso(options) => iso::command(&tree, &options).map(|()| true),
         Command::Bench(Bench::Boot(options)) => bench::boot(&tree, &options).map(|()| true),
         Command::Bench(Bench::Micro(options)) => bench::micro(&tree, &options).map(|()| true),
+        Command::Bench(Bench::Domains(options)) => domains::domains(&tree, &options).map(|()| true),
     });
     match result {
         Ok(true) => std::process::ExitCode::SUCCESS,

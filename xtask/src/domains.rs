@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask bench domains`: what guests cost on Philoxen and on Debian's Xen, in the same emulator, Domain 0 and
+//! guests. Runs of the two are interleaved; the medians over all runs are printed, with a verdict for every row.
+//!
+//! By wall clock everything counts, and so does what else the host does: it needs an idle host or many runs. By instructions
+//! one run says how long the paths are, without what TLB and cache misses cost.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::args::{DOM0_ARGS, DomainsOptions, HYPERVISOR_ARGS, Mode, XL_HYPERVISOR_ARGS};
+use crate::bench::{median_of, number, row, watch};
+use crate::build;
+use crate::host::{Progress, Tree};
+use crate::initramfs;
+use crate::kernel;
+use crate::qemu::{Boot, Machine, Qemu};
+use crate::rootfs::{self, Root};
+use crate::run;
+
+/// The script that measures.
+const SCRIPT: &str = "bench-domains";
+const LIMIT: Duration = Duration::from_secs(1800);
+/// Memory of the machine; Domain 0's is part of it.
+const MEMORY: &str = "2G";
+
+/// What is good.
+#[derive(Clone, Copy)]
+enum Good {
+    /// At most Xen's.
+    Less,
+    /// At least Xen's.
+    More,
+    /// At most this.
+    AtMost(f64),
+}
+
+/// Rows in their order: name in the script's output, what it is, what is good.
+const ROWS: &[(&str, &str, Good)] = &[
+    ("create", "xl create to /init, ms", Good::Less),
+    (
+        "create-devices",
+        "the same with disk and network, ms",
+        Good::Less,
+    ),
+    ("destroy", "xl destroy, 128 MiB, ms", Good::Less),
+    ("destroy-1GiB", "xl destroy, 1 GiB, ms", Good::Less),
+    (
+        "destroy-devices",
+        "xl destroy with disk and network, ms",
+        Good::Less,
+    ),
+    ("memory", "one more idle guest, KiB", Good::AtMost(64.0)),
+    (
+        "memory-network",
+        "the same with a network interface, KiB",
+        Good::AtMost(64.0),
+    ),
+    ("tcp-to-guest", "TCP Domain 0 to guest, MiB/s", Good::More),
+    ("tcp-to-dom0", "TCP guest to Domain 0, MiB/s", Good::More),
+    ("block-read", "sequential read, MiB/s", Good::More),
+    ("block-write", "sequential write, MiB/s", Good::More),
+    (
+        "block-random-read",
+        "random reads of 4 KiB per second",
+        Good::More,
+    ),
+    (
+        "block-random-write",
+        "random writes of 4 KiB per second",
+        Good::More,
+    ),
+];
+
+/// Values by row.
+type Values = BTreeMap<String, Vec<f64>>;
+
+/// `cargo xtask bench domains`.
+pub fn domains(tree: &Tree, options: &DomainsOptions) -> Result<()> {
+    let root = domain0(tree, options)?;
+    let mut machines = options
+        .systems
+        .iter()
+        .map(|name| Ok((name.clone(), machine(tree, options, &root, name)?)))
+        .collect::<Result<Vec<_>>>()?;
+    println!("Guests of Debian's xl, {MEMORY} of memory, one processor");
+    for (mode, title, runs) in [
+        (
+            Mode::Icount,
+            "By instructions (-icount shift=0,sleep=off): a second is 10^9 of them",
+            1,
+        ),
+        (Mode::Wall, "By wall clock", options.runs),
+    ] {
+        if options.mode != Mode::Both && options.mode != mode {
+            continue;
+        }
+        for (_, machine) in &mut machines {
+            machine.extra = vec!["-snapshot".into()];
+            let mut dom0 = format!("{DOM0_ARGS} philoxen.test={SCRIPT}");
+            if mode == Mode::Icount {
+                let clock = ["-icount", "shift=0,sleep=off"];
+                machine.extra.extend(clock.map(Into::into));
+                dom0.push_str(" philoxen.bench=once");
+            }
+            if let Boot::Multiboot { modules, .. } = &mut machine.boot {
+                *modules = run::modules(&root.files, &dom0);
+            }
+        }
+        let values = measure(tree, &machines, mode, runs)?;
+        println!("{title}; medians of {runs} interleaved runs");
+        table(&options.systems, &values);
+    }
+    Ok(())
+}
+
+/// Runs every machine `runs` times.
+fn measure(
+    tree: &Tree,
+    machines: &[(String, Machine)],
+    mode: Mode,
+    runs: usize,
+) -> Result<BTreeMap<String, Values>> {
+    let logs = tree.directory("bench-logs")?;
+    let kind = if mode == Mode::Icount {
+        "icount"
+    } else {
+        "wall"
+    };
+    let mut values: BTreeMap<String, Values> = BTreeMap::new();
+    let progress = Progress::spinner("Measuring guests");
+    for round in 1..=runs {
+        for (name, machine) in machines {
+            let what = format!("{name} {kind} {round}/{runs}");
+            let log = logs.join(format!("domains-{name}-{kind}-{round}.log"));
+            let verdict = format!("PHILOXEN-TEST {SCRIPT} ");
+            let outcome = watch(machine, &log, LIMIT, Some(&verdict), &progress, &what)?;
+            ensure!(
+                outcome.line(&format!("{verdict}PASS")).is_some(),
+                "{what} did not end well; see {}",
+                log.display()
+            );
+            let of_system = values.entry(name.clone()).or_default();
+            for (name, value) in outcome.lines.iter().filter_map(|(_, line)| row(line)) {
+                of_system.entry(name).or_default().push(value);
+            }
+        }
+    }
+    Ok(values)
+}
+
+/// The Domain 0 with xl, and what measures in it.
+fn domain0(tree: &Tree, options: &DomainsOptions) -> Result<Root> {
+    let mut root = rootfs::make(tree, &options.flavour)?;
+    let script = tree.root.join(format!("tests/xl/bench/{SCRIPT}.sh"));
+    let extra: [(String, PathBuf); 2] = [
+        (format!("xl/{SCRIPT}.sh"), script),
+        ("xl/pxio".to_owned(), build::bench_program(tree, "pxio")?),
+    ];
+    let mut bytes = std::fs::read(&root.files.initramfs)?;
+    bytes.extend(initramfs::addition(&extra)?);
+    root.files.initramfs = tree.target.join("initramfs-xl-bench.img");
+    std::fs::write(&root.files.initramfs, bytes)?;
+    Ok(root)
+}
+
+/// A machine with one of the systems; what it boots in it depends on the clock.
+fn machine(tree: &Tree, options: &DomainsOptions, root: &Root, system: &str) -> Result<Machine> {
+    let (image, needs) = match system {
+        "xen" => (kernel::xen(tree)?, run::XEN_NEEDS),
+        "philoxen" => (build::hypervisor(tree)?.elf, ""),
+        other => bail!("no system is called {other}: xen, philoxen"),
+    };
+    Ok(Machine {
+        qemu: Qemu::find(options.qemu.as_deref())?,
+        memory: MEMORY.to_owned(),
+        cpus: 1,
+        cpu: None,
+        boot: Boot::Multiboot {
+            image,
+            args: format!("{HYPERVISOR_ARGS} {needs} {XL_HYPERVISOR_ARGS}"),
+            modules: Vec::new(),
+        },
+        disk: Some(root.disk.clone()),
+        net: run::card(&root.files),
+        no_reboot: true,
+        extra: Vec::new(),
+    })
+}
+
+fn table(systems: &[String], values: &BTreeMap<String, Values>) {
+    print!("{:40}", "");
+    for system in systems {
+        print!(" {system:>10}");
+    }
+    println!("  philoxen/xen");
+    for (name, title, good) in ROWS {
+        let value = |system: &str| {
+            let values = values.get(system)?.get(*name)?;
+            median_of(values.iter().copied())
+        };
+        print!("{title:40}");
+        for system in systems {
+            print!(" {:>10}", number(value(system), 1));
+        }
+        let (ours, theirs) = (value("philoxen"), value("xen"));
+        let ratio = ours.zip(theirs).map(|(ours, theirs)| ours / theirs);
+        let met = match good {
+            Good::Less => ratio.map(|ratio| ratio <= 1.0),
+            Good::More => ratio.map(|ratio| ratio >= 1.0),
+            Good::AtMost(most) => ours.map(|ours| ours <= *most),
+        };
+        println!(
+            " {:>13}  {}",
+            number(ratio, 2),
+            met.map_or("", |met| if met { "met" } else { "missed" })
+        );
+    }
+}
