@@ -117,7 +117,7 @@ create() {
 says() { [ "$(grep -c -- "$2" "$(console_log "$1")")" -ge "${3-1}" ]; }
 
 # ready <name> [times]: waits until the guest has reached its shell.
-ready() { within 120 says "$1" GUEST-READY "${2-1}" && sleep 1; }
+ready() { within 300 says "$1" GUEST-READY "${2-1}" && sleep 1; }
 
 # exists <name>, gone <name>
 exists() { xl domid "$1" >/dev/null 2>&1; }

@@ -9,6 +9,9 @@ use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 pub const HYPERVISOR_ARGS: &str = "console=com1 com1=115200,8n1 loglvl=info";
 /// Arguments of the hypervisor besides the default ones where guests are started: what Domain 0 does not have is theirs.
 pub const XL_HYPERVISOR_ARGS: &str = "dom0_mem=512M,max:512M";
+/// Memory of a machine where guests are created, and of one where none are.
+pub const XL_MEMORY: &str = "2G";
+pub const MEMORY: &str = "1G";
 /// Default arguments of Domain 0's kernel.
 pub const DOM0_ARGS: &str = "console=hvc0 earlyprintk=xen";
 
@@ -24,7 +27,13 @@ pub struct Args {
 pub enum Command {
     /// Build the hypervisor: target/philoxen and target/philoxen.gz
     Build,
-    /// Boot Debian's kernel as Domain 0 in QEMU, on this terminal (Ctrl-A X ends QEMU)
+    /// Boot a machine in QEMU on this terminal: Philoxen, and Debian as Domain 0 with xl to create guests
+    ///
+    /// Domain 0 is made of Debian's packages at the first run, which takes some minutes and has apt install what is missing. Its
+    /// root file system is kept in target/dom0-<kernel>.img, with what you change in it, until a package or a file of ours
+    /// that goes into it changes.
+    ///
+    /// You are logged in, and Domain 0 says what to try. Ctrl-A X ends QEMU; `poweroff` in Domain 0 does so cleanly.
     Run(Run),
     /// Run lints, host tests and tests in QEMU
     Test(Test),
@@ -62,9 +71,9 @@ pub enum Mode {
 /// What the machine is.
 #[derive(Group, Clone, Debug)]
 pub struct Machine {
-    /// Memory of the machine, as QEMU's -m takes it
-    #[arg(long, default_value = "1G", value_name = "SIZE")]
-    pub memory: String,
+    /// Memory of the machine, as QEMU's -m takes it [default: 2G with xl, 1G without]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
     /// Number of processors of the machine
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub cpus: u32,
@@ -82,13 +91,13 @@ pub struct Dom0 {
     /// Debian kernel: linux-image-FLAVOUR is fetched (amd64, cloud-amd64, or a full release name)
     #[arg(long, default_value = "amd64", value_name = "FLAVOUR")]
     pub flavour: String,
-    /// Kernel file to boot instead of Debian's package
+    /// Kernel file to boot instead of Debian's package, without xl
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// Initramfs to boot instead of the one made here
+    /// Initramfs to boot instead of the one made here, without xl
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Arguments of the hypervisor [default: console=com1 com1=115200,8n1 loglvl=info]
+    /// Arguments of the hypervisor [default: console=com1 com1=115200,8n1 loglvl=info, and with xl dom0_mem=512M,max:512M]
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     pub xen_args: Option<String>,
     /// Arguments of Domain 0's kernel [default: console=hvc0 earlyprintk=xen]
@@ -98,11 +107,18 @@ pub struct Dom0 {
 
 #[derive(Group, Clone, Debug)]
 pub struct Run {
+    /// Only a busybox initramfs as Domain 0: starts faster, has no xl and creates no guests
+    #[arg(long)]
+    pub minimal: bool,
+    /// Make Domain 0's root file system anew: what was changed in it is lost
+    #[arg(long, conflicts_with = "minimal")]
+    pub fresh: bool,
     #[command(flatten)]
     pub machine: Machine,
     #[command(flatten)]
     pub dom0: Dom0,
-    /// Raw disk image to attach [default: target/disk.img, made when missing]
+    /// Raw disk image to attach, which Domain 0 sees as /dev/vdb, or with --minimal as /dev/vda [default with
+    /// --minimal: target/disk.img, made when missing]
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
     /// Network card [default: e1000, or virtio for kernels without its driver]
@@ -123,12 +139,16 @@ pub struct Run {
     /// Boot Debian's Xen 4.17 instead of Philoxen, to compare
     #[arg(long, conflicts_with_all = ["iso", "uefi", "gdb"])]
     pub xen: bool,
-    /// A Domain 0 with Debian's xl: a root file system of its own, kept in target
-    #[arg(long, conflicts_with_all = ["native", "iso", "uefi", "disk"])]
-    pub xl: bool,
     /// More arguments for QEMU
     #[arg(last = true, value_name = "QEMU ARGS")]
     pub extra: Vec<String>,
+}
+
+impl Run {
+    /// Whether Domain 0 is the one with xl.
+    pub fn with_xl(&self) -> bool {
+        !self.minimal && self.dom0.kernel.is_none() && self.dom0.initrd.is_none()
+    }
 }
 
 #[derive(Group, Clone, Debug)]

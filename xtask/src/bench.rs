@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::args::{BenchOptions, DOM0_ARGS, HYPERVISOR_ARGS, Mode, Net};
+use crate::args::{BenchOptions, DOM0_ARGS, HYPERVISOR_ARGS, MEMORY, Mode, Net};
 use crate::build;
 use crate::host::{Progress, Tree};
 use crate::initramfs;
@@ -130,7 +130,9 @@ pub fn boot(tree: &Tree, options: &BenchOptions) -> Result<()> {
 
     println!(
         "Boot of Debian's kernel to /init, {} of memory, {} processor(s), medians of {} interleaved runs, ms",
-        options.machine.memory, options.machine.cpus, options.runs
+        options.machine.memory.as_deref().unwrap_or(MEMORY),
+        options.machine.cpus,
+        options.runs
     );
     println!(
         "{:10} {:>10} {:>12} {:>15} {:>16}",

@@ -184,7 +184,7 @@ fn machine(tree: &Tree, options: &DomainsOptions, root: &Root, system: &str) -> 
             args: format!("{HYPERVISOR_ARGS} {needs} {XL_HYPERVISOR_ARGS}"),
             modules: Vec::new(),
         },
-        disk: Some(root.disk.clone()),
+        disks: vec![root.disk.clone()],
         net: run::card(&root.files),
         no_reboot: true,
         extra: Vec::new(),

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -58,7 +59,7 @@ pub fn make(tree: &Tree, kernel: &Kernel, extra: &[Extra]) -> Result<PathBuf> {
         "initramfs-bench"
     };
     let path = tree.target.join(format!("{name}-{}.img", kernel.release));
-    host::write_if_changed(&path, &archive(tree, kernel, &contents)?)?;
+    host::write_if_changed(&path, &gather(tree, kernel, &contents)?.compressed()?)?;
     Ok(path)
 }
 
@@ -73,8 +74,8 @@ pub struct Contents<'a> {
     pub extra: &'a [Extra],
 }
 
-/// The compressed archive.
-pub fn archive(tree: &Tree, kernel: &Kernel, contents: &Contents) -> Result<Vec<u8>> {
+/// Everything that goes into an initramfs.
+pub fn gather(tree: &Tree, kernel: &Kernel, contents: &Contents) -> Result<Archive> {
     let mut archive = Archive::default();
     for directory in [
         "dev",
@@ -125,7 +126,7 @@ pub fn archive(tree: &Tree, kernel: &Kernel, contents: &Contents) -> Result<Vec<
             std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         archive.file(path, 0o755, bytes);
     }
-    build::gzip(&archive.finish())
+    Ok(archive)
 }
 
 /// A compressed archive of nothing but these files, to be put behind another: the kernel unpacks one after the other.
@@ -136,7 +137,7 @@ pub fn addition(files: &[Extra]) -> Result<Vec<u8>> {
             std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
         archive.file(path, 0o755, bytes);
     }
-    build::gzip(&archive.finish())
+    archive.compressed()
 }
 
 /// Assembles and links a 32-bit program that needs nothing but the kernel.
@@ -405,84 +406,125 @@ fn module_information(bytes: &[u8]) -> Option<&[u8]> {
     section.data(endian, bytes).ok()
 }
 
-/// A cpio archive in the `newc` form.
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    made: BTreeSet<String>,
-    inode: u32,
+/// What a path of an archive is.
+#[derive(Clone, Debug)]
+enum Node {
+    Directory,
+    File { mode: u32, contents: Vec<u8> },
+    Symlink(String),
+    Device { major: u32, minor: u32 },
+}
+
+/// A tree of files that becomes a cpio archive in the `newc` form, or a directory on the host.
+#[derive(Default, Debug)]
+pub struct Archive {
+    /// By path from the root; a directory stands before what is in it.
+    nodes: BTreeMap<String, Node>,
 }
 
 impl Archive {
     fn directory(&mut self, path: &str) {
-        if !path.is_empty() && self.made.insert(path.to_owned()) {
-            self.entry(path, 0o040_755, (0, 0), &[]);
-        }
-    }
-
-    fn parents(&mut self, path: &str) {
-        for (at, _) in path.match_indices('/') {
-            if let Some(parent) = path.get(..at) {
-                self.directory(parent);
-            }
-        }
+        self.add(path, Node::Directory);
     }
 
     fn file(&mut self, path: &str, mode: u32, contents: Vec<u8>) {
-        self.parents(path);
-        self.entry(path, 0o100_000 | mode, (0, 0), &contents);
+        self.add(path, Node::File { mode, contents });
     }
 
     fn symlink(&mut self, path: &str, to: &str) {
-        self.parents(path);
-        self.entry(path, 0o120_777, (0, 0), to.as_bytes());
+        self.add(path, Node::Symlink(to.to_owned()));
     }
 
     fn device(&mut self, path: &str, major: u32, minor: u32) {
-        self.parents(path);
-        self.entry(path, 0o020_600, (major, minor), &[]);
+        self.add(path, Node::Device { major, minor });
     }
 
-    fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), contents: &[u8]) {
-        self.inode += 1;
-        let length = u32::try_from(contents.len()).unwrap_or(u32::MAX);
-        let name_length = u32::try_from(path.len() + 1).unwrap_or(u32::MAX);
-        // inode, mode, uid, gid, links, mtime, size, device, special device, name length, checksum.
-        let fields = [
-            self.inode,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            length,
-            0,
-            0,
-            device.0,
-            device.1,
-            name_length,
-            0,
-        ];
-        self.bytes.extend(b"070701");
-        for field in fields {
-            self.bytes.extend(format!("{field:08x}").bytes());
+    fn add(&mut self, path: &str, node: Node) {
+        for (at, _) in path.match_indices('/') {
+            if let Some(parent) = path.get(..at) {
+                self.nodes
+                    .entry(parent.to_owned())
+                    .or_insert(Node::Directory);
+            }
         }
-        self.bytes.extend(path.bytes());
-        self.bytes.push(0);
-        self.align();
-        self.bytes.extend(contents);
-        self.align();
+        self.nodes.insert(path.to_owned(), node);
     }
 
-    fn align(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    /// Writes the tree below a directory of the host, but for device files, which are made when it runs.
+    pub fn write_below(&self, root: &Path) -> Result<()> {
+        for (path, node) in &self.nodes {
+            let to = root.join(path);
+            match node {
+                Node::Directory => std::fs::create_dir_all(&to),
+                Node::File { mode, contents } => std::fs::write(&to, contents).and_then(|()| {
+                    std::fs::set_permissions(&to, std::fs::Permissions::from_mode(*mode))
+                }),
+                Node::Symlink(target) => std::os::unix::fs::symlink(target, &to),
+                Node::Device { .. } => Ok(()),
+            }
+            .with_context(|| format!("cannot make {}", to.display()))?;
+        }
+        Ok(())
     }
 
-    fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, (0, 0), &[]);
-        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
-        self.bytes
+    /// The compressed archive.
+    pub fn compressed(&self) -> Result<Vec<u8>> {
+        build::gzip(&self.bytes())
     }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (inode, (path, node)) in (1..).zip(&self.nodes) {
+            let (mode, device, contents): (u32, (u32, u32), &[u8]) = match node {
+                Node::Directory => (0o040_755, (0, 0), &[]),
+                Node::File { mode, contents } => (0o100_000 | mode, (0, 0), contents),
+                Node::Symlink(to) => (0o120_777, (0, 0), to.as_bytes()),
+                Node::Device { major, minor } => (0o020_600, (*major, *minor), &[]),
+            };
+            entry(&mut bytes, inode, path, mode, device, contents);
+        }
+        entry(&mut bytes, 0, "TRAILER!!!", 0, (0, 0), &[]);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    }
+}
+
+/// Appends one entry of a cpio archive: header, name and contents, each ending at a multiple of four.
+fn entry(
+    bytes: &mut Vec<u8>,
+    inode: u32,
+    path: &str,
+    mode: u32,
+    device: (u32, u32),
+    contents: &[u8],
+) {
+    let length = u32::try_from(contents.len()).unwrap_or(u32::MAX);
+    let name_length = u32::try_from(path.len() + 1).unwrap_or(u32::MAX);
+    // inode, mode, uid, gid, links, mtime, size, device, special device, name length, checksum.
+    let fields = [
+        inode,
+        mode,
+        0,
+        0,
+        1,
+        0,
+        length,
+        0,
+        0,
+        device.0,
+        device.1,
+        name_length,
+        0,
+    ];
+    bytes.extend(b"070701");
+    for field in fields {
+        bytes.extend(format!("{field:08x}").bytes());
+    }
+    bytes.extend(path.bytes());
+    bytes.push(0);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes.extend(contents);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
 #[cfg(test)]
@@ -493,7 +535,7 @@ mod tests {
     fn archive_has_the_newc_form() {
         let mut archive = Archive::default();
         archive.file("etc/name", 0o644, b"text".to_vec());
-        let bytes = archive.finish();
+        let bytes = archive.bytes();
         let text = String::from_utf8_lossy(&bytes);
         assert!(text.starts_with("070701"));
         assert_eq!(

@@ -10,6 +10,7 @@ mod build;
 mod cases;
 mod deps;
 mod domains;
+mod guestdisk;
 mod host;
 mod image;
 mod initramfs;

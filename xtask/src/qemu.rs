@@ -76,7 +76,8 @@ pub struct Machine {
     pub cpus: u32,
     pub cpu: Option<String>,
     pub boot: Boot,
-    pub disk: Option<PathBuf>,
+    /// Virtio disks, in their order.
+    pub disks: Vec<PathBuf>,
     pub net: Net,
     /// Ends the emulator when the machine resets itself.
     pub no_reboot: bool,
@@ -88,11 +89,14 @@ impl Machine {
     pub fn new(options: &args::Machine, boot: Boot) -> Result<Self> {
         Ok(Self {
             qemu: Qemu::find(options.qemu.as_deref())?,
-            memory: options.memory.clone(),
+            memory: options
+                .memory
+                .clone()
+                .unwrap_or_else(|| args::MEMORY.to_owned()),
             cpus: options.cpus,
             cpu: options.cpu.clone(),
             boot,
-            disk: None,
+            disks: Vec::new(),
             net: Net::None,
             no_reboot: false,
             extra: Vec::new(),
@@ -141,7 +145,7 @@ impl Machine {
                     .arg(drive(image, "ide,media=cdrom,readonly=on")?);
             }
         }
-        if let Some(disk) = &self.disk {
+        for disk in &self.disks {
             command
                 .arg("-drive")
                 .arg(drive(disk, "virtio,format=raw,cache=unsafe")?);

@@ -2,8 +2,9 @@
 //! The Domain 0 that is a Xen host: Debian's xen-utils and what they need as an ext4 image, made by unpacking packages
 //! (nothing is installed on the host), with Debian's kernels and a small ramdisk for guests, and the files of `tests/xl`.
 //!
-//! The image is kept in the target directory, with what users change in it, until a package or a file that goes into it
-//! changes. The scripts of `tests/xl` itself (`init` and the tests) travel in the initramfs, which is made at every run.
+//! The image is kept in the target directory until a package or a file that goes into it changes. Tests leave it as it is;
+//! users have a copy that keeps what they change. The scripts of `tests/xl` itself (`init` and the tests) travel in the
+//! initramfs, which is made at every run.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,6 +14,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::deps;
+use crate::guestdisk;
 use crate::host::{self, Progress, Tree};
 use crate::initramfs::{self, Contents};
 use crate::kernel::{self, Kernel};
@@ -31,11 +33,14 @@ const PACKAGES: &[&str] = &[
     "findutils",
     "gawk",
     "grep",
+    "grub-xen-host",
     "hostname",
     "iproute2",
     "iputils-ping",
     "kmod",
     "mount",
+    // Descriptions of terminals, for pygrub's menu and xentop.
+    "ncurses-base",
     "nftables",
     "procps",
     "sed",
@@ -48,6 +53,7 @@ const LEFT_OUT: &[&str] = &[
     "debconf",
     "dpkg",
     "gcc-12-base",
+    "grub-xen-bin",
     "init-system-helpers",
     "install-info",
     "login",
@@ -105,6 +111,12 @@ const FLAVOURS: &[&str] = &["amd64", "cloud-amd64"];
 /// Empty disks of the ready guests.
 const GUEST_DISKS: &[&str] = &["guest", "cloud"];
 const GUEST_DISK_BYTES: u64 = 256 << 20;
+/// Disks that guests boot from: name, flavour of the kernel on it, its arguments. Debian's pvgrub2 unpacks no LZ4, which
+/// the cloud kernel is compressed with.
+const BOOT_DISKS: &[(&str, &str, &str)] = &[
+    ("pygrub", "cloud-amd64", "ip=192.168.90.12/24"),
+    ("pvgrub", "amd64", "ip=192.168.90.13/24"),
+];
 /// Size of the file system; its image is sparse.
 const IMAGE_BYTES: u64 = 3 << 30;
 /// Directories that a merged file system has in `/usr` only.
@@ -112,14 +124,46 @@ const MERGED: &[&str] = &["bin", "sbin", "lib", "lib64"];
 /// The script that the others include.
 const LIBRARY: &str = "lib";
 /// Changes when the way of making the image does.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// A Domain 0 ready to boot.
 #[derive(Clone, Debug)]
 pub struct Root {
     pub files: Files,
-    /// The root file system's image.
+    /// The root file system's image, not to be written to.
     pub disk: PathBuf,
+    /// Release of Domain 0's kernel.
+    release: String,
+}
+
+impl Root {
+    /// The user's own copy of the image, which keeps what is changed in it. It is made anew when the image has been, or
+    /// when a `fresh` one is asked for; in the first case the old one is kept.
+    pub fn own(&self, tree: &Tree, fresh: bool) -> Result<PathBuf> {
+        let own = tree.target.join(format!("dom0-{}.img", self.release));
+        let old = own.with_extension("old.img");
+        let key_file = own.with_extension("key");
+        let key = std::fs::read(self.disk.with_extension("key"))?;
+        if own.exists() && !fresh {
+            if std::fs::read(&key_file).is_ok_and(|old| old == key) {
+                return Ok(own);
+            }
+            std::fs::rename(&own, &old)?;
+            eprintln!(
+                "Domain 0's packages or our files for it have changed: it starts anew; the old one is {}",
+                tree.show(&old)
+            );
+        }
+        host::quietly(
+            "Copying Domain 0's root file system",
+            Command::new("cp")
+                .args(["--sparse=always", "--reflink=auto"])
+                .arg(&self.disk)
+                .arg(&own),
+        )?;
+        std::fs::write(&key_file, key)?;
+        Ok(own)
+    }
 }
 
 /// Names of the scripts of `tests/xl` that are tests, sorted.
@@ -151,7 +195,7 @@ pub fn make(tree: &Tree, flavour: &str) -> Result<Root> {
         }
     }
     extra.sort();
-    let bytes = initramfs::archive(
+    let bytes = initramfs::gather(
         tree,
         &kernel,
         &Contents {
@@ -160,7 +204,8 @@ pub fn make(tree: &Tree, flavour: &str) -> Result<Root> {
             available: &[],
             extra: &extra,
         },
-    )?;
+    )?
+    .compressed()?;
     let path = tree
         .target
         .join(format!("initramfs-xl-{}.img", kernel.release));
@@ -175,6 +220,7 @@ pub fn make(tree: &Tree, flavour: &str) -> Result<Root> {
             initramfs: path,
         },
         disk,
+        release: kernel.release,
     })
 }
 
@@ -192,7 +238,7 @@ fn image(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
         .iter()
         .map(|flavour| kernel::kernel(tree, flavour).map(|kernel| (*flavour, kernel)))
         .collect::<Result<Vec<_>>>()?;
-    let mut key = format!("{RECIPE} {}\n", kernel.image.display());
+    let mut key = format!("{RECIPE} {} {BOOT_DISKS:?}\n", kernel.release);
     for (flavour, kernel) in &guests {
         key.push_str(&format!("{flavour} {}\n", kernel.release));
     }
@@ -219,24 +265,46 @@ fn image(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
     }
     complete(tree, &root)?;
     for (flavour, kernel) in &guests {
-        let boot = root.join("boot");
-        std::fs::copy(&kernel.image, boot.join(format!("vmlinuz-{flavour}")))?;
-        let ramdisk = initramfs::archive(
-            tree,
-            kernel,
-            &Contents {
-                scripts: "tests/xl/guest",
-                loaded: GUEST_LOADED,
-                available: GUEST_AVAILABLE,
-                extra: &[],
-            },
-        )?;
-        std::fs::write(boot.join(format!("guest-{flavour}.img")), ramdisk)?;
+        for_guests(tree, &root, flavour, kernel)?;
     }
     file_system(&root, &image)?;
     std::fs::write(&key_file, key)?;
     std::fs::remove_dir_all(&root)?;
     Ok(image)
+}
+
+/// A flavour's kernel and ramdisk for guests, and the disks that are booted with them.
+fn for_guests(tree: &Tree, root: &Path, flavour: &str, kernel: &Kernel) -> Result<()> {
+    let _progress = Progress::spinner(format!("Making ramdisk and disks of {flavour} guests"));
+    let boot = root.join("boot");
+    std::fs::copy(&kernel.image, boot.join(format!("vmlinuz-{flavour}")))?;
+    let files = initramfs::gather(
+        tree,
+        kernel,
+        &Contents {
+            scripts: "tests/xl/guest",
+            loaded: GUEST_LOADED,
+            available: GUEST_AVAILABLE,
+            extra: &[],
+        },
+    )?;
+    let ramdisk = files.compressed()?;
+    std::fs::write(boot.join(format!("guest-{flavour}.img")), &ramdisk)?;
+    for (name, of, args) in BOOT_DISKS {
+        if *of == flavour {
+            guestdisk::make(
+                &root.join(format!("var/lib/xen/images/{name}.img")),
+                &tree.target.join("cache/guest-root"),
+                &guestdisk::Contents {
+                    kernel,
+                    tree: &files,
+                    ramdisk: &ramdisk,
+                    args,
+                },
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// FNV-1a: tells contents apart that nobody tries to make alike.

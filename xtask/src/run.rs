@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask run`: a machine on this terminal.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::args::{DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net, Run, XL_HYPERVISOR_ARGS};
+use crate::args::{DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net, Run, XL_HYPERVISOR_ARGS, XL_MEMORY};
 use crate::build;
 use crate::deps;
 use crate::host::Tree;
@@ -14,6 +16,7 @@ use crate::iso;
 use crate::kernel;
 use crate::qemu::{self, Boot, Machine};
 use crate::rootfs;
+use crate::sysroot::Toolchain;
 
 /// What Debian's Xen needs besides the default arguments: under TCG, XSAVE raises no fault on which lazy switching
 /// of extended state relies.
@@ -73,80 +76,143 @@ pub fn card(files: &Files) -> Net {
 }
 
 pub fn run(tree: &Tree, options: &Run) -> Result<bool> {
+    deps::ensure(&needs(options))?;
     let root = options
-        .xl
+        .with_xl()
         .then(|| rootfs::make(tree, &options.dom0.flavour))
         .transpose()?;
     let files = match &root {
         Some(root) => root.files.clone(),
         None => files(tree, &options.dom0)?,
     };
-    let dom0_args = options.dom0.kernel_args.as_deref().unwrap_or(DOM0_ARGS);
-    let default_args = if options.xl {
-        format!("{HYPERVISOR_ARGS} {XL_HYPERVISOR_ARGS}")
-    } else {
-        HYPERVISOR_ARGS.to_owned()
-    };
-    let args = options.dom0.xen_args.as_deref().unwrap_or(&default_args);
-    let mut debug = None;
-    let boot = if options.native {
-        Boot::Linux {
-            kernel: files.kernel.clone(),
-            args: options
-                .dom0
-                .kernel_args
-                .clone()
-                .unwrap_or_else(|| NATIVE_ARGS.to_owned()),
-            initramfs: files.initramfs.clone(),
-        }
-    } else if options.xen {
-        Boot::Multiboot {
-            image: kernel::xen(tree)?,
-            args: format!("{args} {XEN_NEEDS}"),
-            modules: modules(&files, dom0_args),
-        }
-    } else {
-        let hypervisor = build::hypervisor(tree)?;
-        debug = Some(hypervisor.debug.clone());
-        if options.iso || options.uefi {
-            Boot::Cd {
-                image: iso::make(
-                    tree,
-                    &hypervisor.elf,
-                    &files,
-                    args,
-                    dom0_args,
-                    "philoxen.iso",
-                )?,
-                uefi: options.uefi,
-            }
-        } else {
-            Boot::Multiboot {
-                image: hypervisor.elf,
-                args: args.to_owned(),
-                modules: modules(&files, dom0_args),
-            }
-        }
-    };
-
+    let (boot, symbols) = boot(tree, options, &files)?;
     let mut machine = Machine::new(&options.machine, boot)?;
-    machine.disk = Some(match (&options.disk, root) {
-        (Some(disk), _) => existing(disk)?,
-        (None, Some(root)) => root.disk,
-        (None, None) => qemu::disk(tree, "disk.img")?,
-    });
+    if let Some(root) = &root {
+        if options.machine.memory.is_none() {
+            machine.memory = XL_MEMORY.to_owned();
+        }
+        machine.disks.push(root.own(tree, options.fresh)?);
+    }
+    match &options.disk {
+        Some(disk) => machine.disks.push(existing(disk)?),
+        None if root.is_none() => machine.disks.push(qemu::disk(tree, "disk.img")?),
+        None => {}
+    }
     machine.net = options.net.unwrap_or_else(|| card(&files));
     machine.extra = options.extra.iter().map(Into::into).collect();
     let mut command = machine.command()?;
     command.args(["-serial", "mon:stdio"]);
     if options.gdb
-        && let Some(symbols) = &debug
+        && let Some(symbols) = &symbols
     {
         command.args(["-s", "-S"]);
         debugger(tree, symbols)?;
     }
     eprintln!("Ctrl-A X ends QEMU");
     Ok(command.status().context("cannot start QEMU")?.success())
+}
+
+/// Everything of the host's that the run needs, so that it is asked for at once.
+fn needs(options: &Run) -> Vec<&'static [deps::Need]> {
+    let mut needs = vec![deps::XZ];
+    let mut add = |wanted: bool, group| {
+        if wanted {
+            needs.push(group);
+        }
+    };
+    let built = !options.native && !options.xen;
+    add(options.machine.qemu.is_none(), deps::QEMU);
+    add(options.with_xl(), deps::E2FS);
+    add(built, deps::LINKER);
+    add(built, Toolchain::needs());
+    add(options.iso || options.uefi, deps::ISO);
+    add(options.uefi, deps::UEFI);
+    add(options.gdb, deps::GDB);
+    needs
+}
+
+/// What the machine starts, and the file with the hypervisor's symbols where it is ours.
+fn boot(tree: &Tree, options: &Run, files: &Files) -> Result<(Boot, Option<PathBuf>)> {
+    let kernel_args = |default: &str| match &options.dom0.kernel_args {
+        Some(args) => args.clone(),
+        None => format!("{default} {}", terminal()).trim_end().to_owned(),
+    };
+    let default_args = if options.with_xl() {
+        format!("{HYPERVISOR_ARGS} {XL_HYPERVISOR_ARGS}")
+    } else {
+        HYPERVISOR_ARGS.to_owned()
+    };
+    let args = options.dom0.xen_args.as_deref().unwrap_or(&default_args);
+    if options.native {
+        let boot = Boot::Linux {
+            kernel: files.kernel.clone(),
+            args: kernel_args(NATIVE_ARGS),
+            initramfs: files.initramfs.clone(),
+        };
+        return Ok((boot, None));
+    }
+    let dom0_args = kernel_args(DOM0_ARGS);
+    if options.xen {
+        let boot = Boot::Multiboot {
+            image: kernel::xen(tree)?,
+            args: format!("{args} {XEN_NEEDS}"),
+            modules: modules(files, &dom0_args),
+        };
+        return Ok((boot, None));
+    }
+    let hypervisor = build::hypervisor(tree)?;
+    let boot = if options.iso || options.uefi {
+        Boot::Cd {
+            image: iso::make(
+                tree,
+                &hypervisor.elf,
+                files,
+                args,
+                &dom0_args,
+                "philoxen.iso",
+            )?,
+            uefi: options.uefi,
+        }
+    } else {
+        Boot::Multiboot {
+            image: hypervisor.elf,
+            args: args.to_owned(),
+            modules: modules(files, &dom0_args),
+        }
+    };
+    Ok((boot, Some(hypervisor.debug)))
+}
+
+/// This terminal's kind and size as arguments of Domain 0's kernel: a serial line does not carry them.
+fn terminal() -> String {
+    if !std::io::stdin().is_terminal() {
+        return String::new();
+    }
+    let kind = std::env::var("TERM").unwrap_or_default();
+    let plain = |text: &str| {
+        !text.is_empty()
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-+._".contains(&byte))
+    };
+    let mut args = String::new();
+    if plain(&kind) {
+        // The kernel hands what it does not know to the first program as its environment.
+        args = format!("TERM={kind}");
+    }
+    let size = Command::new("stty")
+        .arg("size")
+        .stdin(Stdio::inherit())
+        .output();
+    if let Ok(size) = size
+        && let Some((rows, columns)) = String::from_utf8_lossy(&size.stdout).trim().split_once(' ')
+        && plain(rows)
+        && plain(columns)
+        && rows != "0"
+    {
+        args.push_str(&format!(" philoxen.rows={rows} philoxen.columns={columns}"));
+    }
+    args
 }
 
 /// Domain 0's modules in the order that the multiboot protocol of Xen has: kernel, then ramdisk.

@@ -45,12 +45,22 @@ pub enum Toolchain {
 }
 
 impl Toolchain {
+    /// Packages that [`Toolchain::find`] installs: none where the installed toolchain will do.
+    pub fn needs() -> &'static [deps::Need] {
+        if installed_has_target() {
+            &[]
+        } else {
+            deps::DEBIAN_RUST
+        }
+    }
+
     /// Finds a toolchain, building its libraries the first time.
     pub fn find(tree: &Tree) -> Result<Self> {
-        if installed_has_target() {
+        let needs = Self::needs();
+        if needs.is_empty() {
             return Ok(Self::Installed);
         }
-        deps::ensure(&[deps::DEBIAN_RUST])?;
+        deps::ensure(&[needs])?;
         Ok(Self::Debian {
             sysroot: debian_sysroot(tree)?,
         })

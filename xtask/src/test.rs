@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::args::{self, DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net, XL_HYPERVISOR_ARGS};
+use crate::args::{self, DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net, XL_HYPERVISOR_ARGS, XL_MEMORY};
 use crate::build;
 use crate::cases::{self, Bad, Broken, Debian, Route, Special, Then};
 use crate::host::{Progress, Tree};
@@ -25,8 +25,6 @@ const GUEST_LIMIT: Duration = Duration::from_secs(90);
 const DEBIAN_LIMIT: Duration = Duration::from_secs(150);
 const BAD_LIMIT: Duration = Duration::from_secs(90);
 const XL_LIMIT: Duration = Duration::from_secs(900);
-/// Memory of the machine that has guests.
-const XL_MEMORY: &str = "2G";
 /// Time for a bad boot to end after its reason was given, and time after which one that shall not end is still there.
 const BAD_END: Duration = Duration::from_secs(30);
 const BAD_STOP: Duration = Duration::from_secs(6);
@@ -372,7 +370,7 @@ impl Parts {
             cpus: 1,
             cpu: None,
             boot,
-            disk: None,
+            disks: Vec::new(),
             net: Net::None,
             no_reboot: true,
             extra: Vec::new(),
@@ -473,7 +471,7 @@ fn debian(parts: &Parts, boot: &Debian, log: &Path, seen: impl FnMut(&str)) -> R
     machine.cpus = boot.cpus;
     machine.cpu = (!boot.cpu.is_empty()).then(|| format!("{}{}", parts.qemu.cpu, boot.cpu));
     machine.net = boot.net;
-    machine.disk = Some(disk.clone());
+    machine.disks = vec![disk.clone()];
     // Without it, an emulator that ends says that the machine powered off, not that it was reset.
     machine.no_reboot = boot.no_reboot;
     let outcome = Watch {
@@ -534,7 +532,7 @@ fn session(parts: &Parts, script: &str, log: &Path, seen: impl FnMut(&str)) -> R
         XL_MEMORY,
     );
     machine.net = run::card(&root.files);
-    machine.disk = Some(root.disk.clone());
+    machine.disks = vec![root.disk.clone()];
     machine.extra = vec!["-snapshot".into()];
     let outcome = Watch {
         log,
