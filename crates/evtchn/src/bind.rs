@@ -301,7 +301,7 @@ impl DomainEvents {
             let word = slot.peek();
             let state = word.state();
             let taken = match state {
-                State::Free(_) | State::Reserved => return Err(Errno::EINVAL),
+                State::Free | State::Reserved => return Err(Errno::EINVAL),
                 State::Interdomain(remote, far) => self.disconnect(host, port, remote, far),
                 _ => self.withdraw(host, port, state),
             };
@@ -361,7 +361,7 @@ impl DomainEvents {
     pub fn status(&self, dom: DomId, port: u32) -> Result<Status> {
         let word = self.port(port).ok_or(Errno::EINVAL)?.peek();
         let (kind, detail, remote_port) = match word.state() {
-            State::Free(_) | State::Reserved => (status::CLOSED, 0, 0),
+            State::Free | State::Reserved => (status::CLOSED, 0, 0),
             State::Unbound(remote) => (status::UNBOUND, u32::from(remote.0), 0),
             State::Interdomain(remote, far) => (status::INTERDOMAIN, u32::from(remote.0), far),
             State::Pirq(pirq) => (status::PIRQ, pirq, 0),
@@ -404,7 +404,7 @@ impl DomainEvents {
             return Progress::More(0);
         }
         self.drop_fifo(host);
-        Self::forget_free(&mut table);
+        table.forget_free();
         Progress::Done
     }
 
@@ -423,7 +423,7 @@ impl DomainEvents {
             return false;
         }
         self.drop_fifo(host);
-        Self::forget_free(&mut table);
+        table.forget_free();
         self.drop_vcpu_infos(host);
         true
     }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A domain's port table: buckets of ports made on demand, a free list, and the vCPUs' event state.
+//! A domain's port table: buckets of ports made on demand, the set of free ones, and the vCPUs' event state.
 //!
 //! Invariants: a bucket, once made, stays as long as the domain, so a port reference never dangles; `used` counts the ports
-//! that are not free; recycled ports are taken oldest first, so a late notice rarely meets a new binding.
+//! that are not free; the lowest free port is taken first, as on Xen.
 
+use crate::free::PortSet;
 use crate::port::{MAX_PIRQS, MAX_VCPUS, Port, State, Word};
 use crate::{Frames, VcpuEvents, VcpuInfo};
 use alloc::boxed::Box;
@@ -56,8 +57,16 @@ pub(crate) struct Table {
     pub(crate) dying: bool,
     /// Where the destruction goes on.
     pub(crate) sweep: u32,
-    free_head: u32,
-    free_tail: u32,
+    /// Ports below `fresh` that are free.
+    free: PortSet,
+}
+
+impl Table {
+    /// Forgets the free ports once none is used: numbering starts again at 1.
+    pub(crate) fn forget_free(&mut self) {
+        self.fresh = 1;
+        self.free.clear();
+    }
 }
 
 /// The event channels of one domain.
@@ -110,8 +119,7 @@ impl DomainEvents {
                 used: 0,
                 dying: false,
                 sweep: 1,
-                free_head: 0,
-                free_tail: 0,
+                free: PortSet::new(max_port)?,
             }),
             vcpus: try_vec(limits.vcpus, |vcpu| {
                 VcpuEvents::new(Self::legacy_info(shared_info, vcpu))
@@ -228,21 +236,21 @@ impl DomainEvents {
         if table.dying {
             return Err(Errno::EINVAL);
         }
+        let mut free = table.free.next(1);
         for attempt in 0..2 * RECYCLE_TRIES {
-            let recycled = if attempt < RECYCLE_TRIES {
-                self.pop_free(&mut table)
-            } else {
-                None
-            };
-            let port = match recycled {
-                Some(port) => port,
-                None => self.take_fresh(&mut table)?,
+            let (port, recycled) = match free.filter(|_| attempt < RECYCLE_TRIES) {
+                Some(port) => (port, true),
+                None => (self.take_fresh(&mut table)?, false),
             };
             let slot = self.port(port).ok_or(Errno::EINVAL)?;
             if self.is_linked(frames, port) {
                 // The guest has not taken the old event off its queue; a new binding would corrupt the queue.
-                self.push_free(&mut table, port);
+                table.free.insert(port);
+                free = free.and_then(|port| table.free.next(port.saturating_add(1)));
                 continue;
+            }
+            if recycled {
+                table.free.remove(port);
             }
             *slot.lock() = Word::new(State::Reserved);
             table.used = table.used.saturating_add(1);
@@ -265,7 +273,7 @@ impl DomainEvents {
                 Port::new(if port < BUCKET && index == 0 {
                     State::Reserved
                 } else {
-                    State::Free(0)
+                    State::Free
                 })
             })
             .map(Vec::into_boxed_slice)
@@ -274,41 +282,14 @@ impl DomainEvents {
         Ok(port)
     }
 
-    fn pop_free(&self, table: &mut Table) -> Option<u32> {
-        let port = table.free_head;
-        let State::Free(next) = self.port(port)?.peek().state() else {
-            return None;
-        };
-        table.free_head = next;
-        if next == 0 {
-            table.free_tail = 0;
-        }
-        Some(port)
-    }
-
-    fn push_free(&self, table: &mut Table, port: u32) {
-        if let Some(slot) = self.port(port) {
-            *slot.lock() = Word::new(State::Free(0));
-        }
-        match self.port(table.free_tail) {
-            Some(tail) if table.free_tail != 0 => *tail.lock() = Word::new(State::Free(port)),
-            _ => table.free_head = port,
-        }
-        table.free_tail = port;
-    }
-
     /// Gives back a port that the caller holds reserved.
     pub(crate) fn release(&self, port: u32) {
         let mut table = self.table.lock();
-        self.push_free(&mut table, port);
+        if let Some(slot) = self.port(port) {
+            *slot.lock() = Word::new(State::Free);
+        }
+        table.free.insert(port);
         table.used = table.used.saturating_sub(1);
-    }
-
-    /// Forgets the free list once no port is used: numbering starts again at 1.
-    pub(crate) fn forget_free(table: &mut Table) {
-        table.fresh = 1;
-        table.free_head = 0;
-        table.free_tail = 0;
     }
 
     /// Moves a vCPU's `vcpu_info` to byte `offset` of its domain's frame `mfn` (`VCPUOP_register_vcpu_info`).

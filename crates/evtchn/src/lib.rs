@@ -17,6 +17,7 @@ extern crate std;
 mod bind;
 mod domain;
 mod fifo;
+mod free;
 mod op;
 mod poll;
 mod port;
@@ -81,10 +82,8 @@ pub trait Host: Frames {
     /// Stops delivery of `pirq` to `dom`.
     fn unbind_pirq(&self, dom: DomId, pirq: u32);
 
-    /// The port of `pirq` now notifies `vcpu`: a hint for routing.
-    fn route_pirq(&self, dom: DomId, pirq: u32, vcpu: VcpuId) {
-        let _ = (dom, pirq, vcpu);
-    }
+    /// The port of `pirq` now notifies `vcpu`: its interrupts had better go where that runs.
+    fn route_pirq(&self, dom: DomId, pirq: u32, vcpu: VcpuId);
 }
 
 /// Word `index` of a frame; the index wraps at the end of the frame.

@@ -11,8 +11,8 @@ use philoxen_abi::{DomId, VcpuId};
 /// What a port is bound to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
-    /// Not in use; the next port of the free list (0: none).
-    Free(u32),
+    /// Not in use.
+    Free,
     /// Being set up or torn down; port 0 for ever.
     Reserved,
     /// Waits for a binding from this domain.
@@ -49,7 +49,7 @@ pub(crate) struct Word(u64);
 impl Word {
     const fn encode(state: State) -> u64 {
         let (kind, dom, arg) = match state {
-            State::Free(next) => (0, 0, next),
+            State::Free => (0, 0, 0),
             State::Reserved => (1, 0, 0),
             State::Unbound(dom) => (2, dom.0, 0),
             State::Interdomain(dom, port) => (3, dom.0, port),
@@ -70,7 +70,7 @@ impl Word {
         let dom = DomId((self.0 >> DOM) as u16);
         let arg = (self.0 >> ARG & ARG_MAX) as u32;
         match self.0 & 7 {
-            0 => State::Free(arg),
+            0 => State::Free,
             2 => State::Unbound(dom),
             3 => State::Interdomain(dom, arg),
             4 => State::Pirq(arg),

@@ -69,6 +69,10 @@ impl Host for Hv {
     fn unbind_pirq(&self, dom: DomId, pirq: u32) {
         crate::irq::unbind_pirq(dom, pirq);
     }
+
+    fn route_pirq(&self, dom: DomId, pirq: u32, vcpu: VcpuId) {
+        crate::irq::route_pirq(dom, pirq, vcpu);
+    }
 }
 
 impl philoxen_grant::Host for Hv {

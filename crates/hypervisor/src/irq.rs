@@ -4,16 +4,16 @@
 use crate::cpu::{self, RESCHEDULE};
 use crate::domain::{self, Domain};
 use crate::host::Hv;
-use crate::{input, paging, time};
+use crate::{input, paging, schedule, smp, time};
 use core::sync::atomic::{AtomicU32, Ordering};
-use philoxen_abi::{DomId, Errno, Mfn, Result};
+use philoxen_abi::{DomId, Errno, Mfn, Result, VcpuId};
 use philoxen_evtchn::Frames;
 use philoxen_hw::cpu::CpuId;
 use philoxen_hw::dev::{self, lapic, vectors};
 use philoxen_hw::{serial, warn};
 use philoxen_paging::IoAccess;
 use philoxen_physdev::acpi::Signal;
-use philoxen_physdev::chip::{Chip, Gsi, Route, Vector};
+use philoxen_physdev::chip::{ApicId, Chip, Gsi, Route, Vector};
 use philoxen_physdev::irq::{FIRST_VECTOR, LAST_VECTOR};
 use philoxen_physdev::{DomainIrqs, EoiPage, Irqs};
 
@@ -146,6 +146,18 @@ pub fn bind_pirq(dom: DomId, pirq: u32, share: bool) -> Result<()> {
 pub fn unbind_pirq(dom: DomId, pirq: u32) {
     if let Some(domain) = domain::find(dom) {
         domain.pirqs.unbind_pirq(&IRQS, pirq);
+    }
+}
+
+/// Sends the interrupts of a domain's PIRQ to the processor that its vCPU `vcpu` runs on, or ran on last.
+pub fn route_pirq(dom: DomId, pirq: u32, vcpu: VcpuId) {
+    let Some(domain) = domain::find(dom) else {
+        return;
+    };
+    if let Some(vcpu) = domain.vcpu(vcpu) {
+        let to = ApicId(smp::apic_id(schedule::home(vcpu) as CpuId));
+        // One that the hardware cannot send there goes on arriving where it does, and the event reaches the vCPU all the same.
+        let _ = domain.pirqs.route_pirq(&IRQS, pirq, to);
     }
 }
 

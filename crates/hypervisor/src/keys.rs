@@ -53,6 +53,18 @@ fn help(_: &Cpu, _: &Regs) {
     }
 }
 
+/// A number of pages, or that there is no limit.
+struct Limit(u64);
+
+impl core::fmt::Display for Limit {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            u64::MAX => f.write_str("unlimited"),
+            pages => write!(f, "{pages}"),
+        }
+    }
+}
+
 fn domains(_: &Cpu, _: &Regs) {
     for domain in domain::all() {
         print!(
@@ -60,7 +72,7 @@ fn domains(_: &Cpu, _: &Regs) {
             domain.id.0,
             domain.life.phase(),
             domain.memory.total_pages(),
-            domain.memory.max_pages(),
+            Limit(domain.memory.max_pages()),
             domain.assists.load(core::sync::atomic::Ordering::Relaxed),
             domain.shared_info.0
         );
@@ -124,7 +136,7 @@ fn event_channels(_: &Cpu, _: &Regs) {
             let Some(info) = events.info(&FRAMES, port) else {
                 continue;
             };
-            if !matches!(info.state, philoxen_evtchn::State::Free { .. }) {
+            if info.state != philoxen_evtchn::State::Free {
                 print!(
                     "  {port:4} {:?} v{} priority {} pending {} masked {}",
                     info.state, info.vcpu.0, info.priority, info.pending, info.masked

@@ -31,6 +31,7 @@ pub(crate) struct Machine {
     pub(crate) kicks: Mutex<Vec<(DomId, VcpuId)>>,
     pub(crate) pins: Mutex<BTreeMap<(u16, u64), u32>>,
     pub(crate) bound_pirqs: Mutex<BTreeMap<(u16, u32), bool>>,
+    pub(crate) routes: Mutex<Vec<(DomId, u32, VcpuId)>>,
     pub(crate) refuse_pirq: AtomicBool,
 }
 
@@ -84,6 +85,9 @@ impl Host for Machine {
         let old = self.bound_pirqs.lock().unwrap().remove(&(dom.0, pirq));
         assert!(old.is_some(), "PIRQ unbound twice");
     }
+    fn route_pirq(&self, dom: DomId, pirq: u32, vcpu: VcpuId) {
+        self.routes.lock().unwrap().push((dom, pirq, vcpu));
+    }
 }
 
 impl Machine {
@@ -97,6 +101,7 @@ impl Machine {
             kicks: Mutex::default(),
             pins: Mutex::default(),
             bound_pirqs: Mutex::default(),
+            routes: Mutex::default(),
             refuse_pirq: AtomicBool::new(false),
         };
         for id in 0..2 {

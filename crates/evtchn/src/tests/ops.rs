@@ -73,6 +73,20 @@ fn close(machine: &Machine, by: u16, port: u32) -> Result<(), i64> {
 }
 
 #[test]
+fn the_lowest_free_port_is_taken() {
+    let m = Machine::new(1023);
+    for port in 1..=200 {
+        assert_eq!(unbound(&m, 1, SELF, 0), Ok(port));
+    }
+    for port in [150, 7, 63, 64, 8] {
+        m.dom(1).close(&m, port).unwrap();
+    }
+    for port in [7, 8, 63, 64, 150, 201] {
+        assert_eq!(unbound(&m, 1, SELF, 0), Ok(port));
+    }
+}
+
+#[test]
 fn ports_are_numbered_from_one_and_privilege_is_checked() {
     let m = Machine::new(1023);
     // The toolstack makes the store and the console port of a new domain, in this order.
@@ -260,6 +274,8 @@ fn pirqs() {
     assert!(m.dom(0).raise_pirq(&m, 9));
     assert!(!m.dom(0).raise_pirq(&m, 10));
     assert_eq!(m.consume_two_level(0, 0), [port]);
+    m.dom(0).bind_vcpu(&m, port, VcpuId(2)).unwrap();
+    assert_eq!(*m.routes.lock().unwrap(), [(DomId(0), 9, VcpuId(2))]);
     close(&m, 0, port).unwrap();
     assert!(m.bound_pirqs.lock().unwrap().is_empty());
     assert!(!m.dom(0).raise_pirq(&m, 9));
