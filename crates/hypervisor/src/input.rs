@@ -9,7 +9,7 @@ use philoxen_abi::DomId;
 use philoxen_abi::event::virq;
 use philoxen_hw::cpu::cpu_id;
 use philoxen_hw::{info, serial};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 /// Ctrl-A.
 const SWITCH: u8 = 1;
@@ -20,7 +20,7 @@ const ROOM: usize = 256;
 const MAX_KEYS: usize = 32;
 
 struct Input {
-    /// Consecutive Ctrl-A seen.
+    /// Ctrl-A seen and held back.
     switches: u8,
     /// Input goes to the hypervisor.
     ours: bool,
@@ -46,33 +46,49 @@ pub fn receive() {
     }
 }
 
-/// Handles one byte; true if it is for Domain 0.
+/// Handles one byte; true if there is something for Domain 0.
+///
+/// Ctrl-A is held back, as Xen does: three of them switch and reach nobody, fewer go where the input goes before the
+/// byte that follows them.
 fn accept(byte: u8) -> bool {
     let mut input = INPUT.lock();
-    input.switches = if byte == SWITCH {
-        input.switches + 1
+    if byte == SWITCH {
+        input.switches += 1;
+        if input.switches == SWITCH_COUNT {
+            switch(input);
+        }
+        return false;
+    }
+    for _ in 0..core::mem::take(&mut input.switches) {
+        input.deliver(SWITCH);
+    }
+    input.deliver(byte)
+}
+
+/// Sends input to the other side from now on, and says so.
+fn switch(mut input: MutexGuard<'_, Input>) {
+    input.switches = 0;
+    input.ours = !input.ours;
+    let to = if input.ours {
+        "Philoxen (h for help)"
     } else {
-        0
+        "DOM0"
     };
-    if input.switches == SWITCH_COUNT {
-        input.switches = 0;
-        input.ours = !input.ours;
-        let to = if input.ours {
-            "Philoxen (h for help)"
-        } else {
-            "DOM0"
-        };
-        drop(input);
-        info!("*** Serial input to {to} (type 'CTRL-a' three times to switch input)");
-        return false;
+    drop(input);
+    info!("*** Serial input to {to} (type 'CTRL-a' three times to switch input)");
+}
+
+impl Input {
+    /// Hands one byte on; true if it is for Domain 0.
+    fn deliver(&mut self, byte: u8) -> bool {
+        if self.ours {
+            queue_key(byte);
+            cpu::request(cpu_id(), CONSOLE);
+            return false;
+        }
+        // Bytes that do not fit are lost, as on any serial line nobody reads.
+        self.waiting.try_push(byte).is_ok()
     }
-    if input.ours {
-        queue_key(byte);
-        cpu::request(cpu_id(), CONSOLE);
-        return false;
-    }
-    // Bytes that do not fit are lost, as on any serial line nobody reads.
-    input.waiting.try_push(byte).is_ok()
 }
 
 /// Takes up to `out.len()` bytes for Domain 0.
