@@ -20,7 +20,7 @@ use philoxen_pv::control::{self, CR4_OSXSAVE, Cr4Policy};
 use philoxen_pv::cpuid::CpuidState;
 use philoxen_pv::debugreg::{DR6_BS, DebugRegs};
 use philoxen_pv::decode::SegmentBases;
-use philoxen_pv::emulate::{self, Environment, Outcome};
+use philoxen_pv::emulate::{self, CrWrite, Environment, Outcome};
 use philoxen_pv::msr::{MsrPolicy, Read, Write};
 use philoxen_pv::ptwrite::WriteOp;
 use philoxen_pv::{PvCpu, Regs, Trap};
@@ -183,32 +183,33 @@ impl Environment for Env<'_> {
             _ => None,
         }
     }
-    fn write_cr(&mut self, number: u8, value: u64) -> bool {
+    fn write_cr(&mut self, number: u8, value: u64) -> CrWrite {
         match number {
             0 => match control::cr0_write(value) {
                 Some(task_switched) => {
                     *self.task_switched = task_switched;
                     registers::set_task_switched(task_switched);
-                    true
+                    CrWrite::Done
                 }
-                None => false,
+                None => CrWrite::Refused,
             },
             2 => {
                 self.info.cr2().store(value, Ordering::Relaxed);
-                true
+                CrWrite::Done
             }
             3 => {
-                let root = Mfn::containing(value);
-                value.is_multiple_of(PAGE_SIZE)
-                    && paging::set_kernel_root(self.domain, self.vcpu, root)
+                if !value.is_multiple_of(PAGE_SIZE) {
+                    return CrWrite::Refused;
+                }
+                paging::set_kernel_root(self.domain, self.vcpu, Mfn::containing(value))
             }
             4 => {
                 let policy = self.domain.policy.read();
                 let (xsave, fsgsbase) = (policy.cpuid.has_xsave(), policy.cpuid.has_fsgsbase());
                 *self.cr4 = Cr4Policy::new(xsave, fsgsbase).write(value);
-                true
+                CrWrite::Done
             }
-            _ => false,
+            _ => CrWrite::Refused,
         }
     }
     fn read_dr(&mut self, number: u8) -> Option<u64> {

@@ -16,8 +16,10 @@ use philoxen_hw::{machine as hw, memory};
 use philoxen_paging::buddy::Block;
 use philoxen_paging::frame::FrameTable;
 use philoxen_paging::machine::{Flush, FlushScope};
+use philoxen_paging::validate::Stop;
 use philoxen_paging::{Cx, DomainMemory, Domains, IoAccess, Machine, mmuext, va_mapping, validate};
 use philoxen_pv::descriptor;
+use philoxen_pv::emulate::CrWrite;
 use spin::Once;
 
 /// Other domains that one request can name.
@@ -165,8 +167,9 @@ pub fn with<R>(running: &Running, work: impl FnOnce(&Cx<'_, Hv, Others>) -> R) -
     work(&cx)
 }
 
-/// MOV to CR3 of the running vCPU's kernel; false if the frame cannot be a root.
-pub fn set_kernel_root(domain: &Domain, vcpu: &Vcpu, root: Mfn) -> bool {
+/// MOV to CR3 of the running vCPU's kernel; refused if the frame cannot be a root. A root that takes long to validate keeps
+/// how far it is.
+pub fn set_kernel_root(domain: &Domain, vcpu: &Vcpu, root: Mfn) -> CrWrite {
     let domains = Others::new();
     let cx = Cx {
         machine: Hv,
@@ -174,7 +177,11 @@ pub fn set_kernel_root(domain: &Domain, vcpu: &Vcpu, root: Mfn) -> bool {
         roots: &vcpu.roots,
         domains: &domains,
     };
-    mmuext::new_kernel_root(&cx, &domain.memory, root, &mut budget()).is_ok()
+    match mmuext::new_kernel_root(&cx, &domain.memory, root, &mut budget()) {
+        Ok(()) => CrWrite::Done,
+        Err(Stop::Again) => CrWrite::Again,
+        Err(Stop::Failed(_)) => CrWrite::Refused,
+    }
 }
 
 /// Takes a writable reference to a frame of `dom`.

@@ -41,8 +41,8 @@ pub trait Environment {
     fn write_msr(&mut self, msr: u32, value: u64) -> bool;
     /// MOV from CR0, CR2, CR3 or CR4; `None` raises `#GP`.
     fn read_cr(&mut self, number: u8) -> Option<u64>;
-    /// MOV to CR0, CR2, CR3 or CR4; false raises `#GP`.
-    fn write_cr(&mut self, number: u8, value: u64) -> bool;
+    /// MOV to CR0, CR2, CR3 or CR4.
+    fn write_cr(&mut self, number: u8, value: u64) -> CrWrite;
     /// MOV from a debug register; `None` raises `#UD`.
     fn read_dr(&mut self, number: u8) -> Option<u64>;
     /// MOV to a debug register; false raises `#GP`.
@@ -59,6 +59,23 @@ pub trait Environment {
     fn invalidate_page(&mut self, address: u64);
     /// WBINVD and INVD; a domain without devices may ignore it.
     fn flush_caches(&mut self);
+}
+
+/// How a write to a control register ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CrWrite {
+    /// The register has the value.
+    Done,
+    /// Raises `#GP`.
+    Refused,
+    /// A bounded part is done and remembered outside the registers (a new root is partly validated): execute it again.
+    Again,
+}
+
+impl From<bool> for CrWrite {
+    fn from(accepted: bool) -> Self {
+        if accepted { Self::Done } else { Self::Refused }
+    }
 }
 
 /// How an emulation ended.
@@ -79,11 +96,34 @@ pub enum Outcome {
     },
     /// Raise this at the unchanged RIP.
     Inject(Trap),
-    /// A bounded part is done and the registers say so: run the instruction again.
+    /// A bounded part is done: run the instruction again.
     Retry,
 }
 
-type Step = Result<(), Trap>;
+/// Why an instruction is not retired.
+enum Stop {
+    /// It faults.
+    Fault(Trap),
+    /// It goes on when it is executed again.
+    Again,
+}
+
+impl From<Trap> for Stop {
+    fn from(trap: Trap) -> Self {
+        Self::Fault(trap)
+    }
+}
+
+impl From<Stop> for Outcome {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Fault(trap) => Self::Inject(trap),
+            Stop::Again => Self::Retry,
+        }
+    }
+}
+
+type Step = Result<(), Stop>;
 const NOTHING: [u8; 4] = [0; 4];
 const GP: Trap = Trap::gp(0);
 
@@ -136,7 +176,7 @@ pub fn general_protection<E: Environment>(
             Outcome::Halt
         }
         Ok(()) => retire(regs, insn.length()),
-        Err(trap) => Outcome::Inject(trap),
+        Err(stop) => stop.into(),
     }
 }
 
@@ -200,7 +240,7 @@ fn simple<E: Environment>(pv: &PvCpu, regs: &mut Regs, env: &mut E, insn: &mut I
         // The upcall mask, not IF, stops events: under the virtual IOPL these do nothing.
         0xfa | 0xfb if pv.iopl_allows() => Ok(()),
         0xf4 if pv.in_kernel => Ok(()),
-        _ => Err(GP),
+        _ => Err(GP.into()),
     }
 }
 
@@ -213,7 +253,7 @@ fn port_access<E: Environment>(
 ) -> Step {
     let size = port_size(insn);
     if !port_allowed(pv, env, port, size) {
-        return Err(GP);
+        return Err(GP.into());
     }
     if insn.opcode & 2 == 0 {
         let value = env.port_in(port, size);
@@ -237,13 +277,13 @@ fn system<E: Environment>(pv: &PvCpu, regs: &mut Regs, env: &mut E, insn: &mut I
             return Ok(());
         }
         0x01 => return system_01(pv, regs, env, insn),
-        _ if !pv.in_kernel => return Err(GP),
+        _ if !pv.in_kernel => return Err(GP.into()),
         _ => {}
     }
     match insn.opcode {
         0x06 => {
             let cr0 = env.read_cr(0).ok_or(GP)?;
-            accept(env.write_cr(0, cr0 & !crate::control::CR0_TS))
+            wrote(env.write_cr(0, cr0 & !crate::control::CR0_TS))
         }
         0x08 | 0x09 => {
             env.flush_caches();
@@ -259,12 +299,20 @@ fn system<E: Environment>(pv: &PvCpu, regs: &mut Regs, env: &mut E, insn: &mut I
             regs.set_edx_eax(value);
             Ok(())
         }
-        _ => Err(GP),
+        _ => Err(GP.into()),
+    }
+}
+
+fn wrote(write: CrWrite) -> Step {
+    match write {
+        CrWrite::Done => Ok(()),
+        CrWrite::Refused => Err(GP.into()),
+        CrWrite::Again => Err(Stop::Again),
     }
 }
 
 fn accept(ok: bool) -> Step {
-    if ok { Ok(()) } else { Err(GP) }
+    if ok { Ok(()) } else { Err(GP.into()) }
 }
 
 /// The 0F 01 group: XGETBV, XSETBV, RDTSCP, LMSW, INVLPG. The descriptor-table loads stay `#GP`.
@@ -286,12 +334,12 @@ fn system_01<E: Environment>(
         0xd0 => {
             let xcr0 = env.xcr0().ok_or(Trap::UD)?;
             if regs.rcx as u32 != 0 {
-                return Err(GP);
+                return Err(GP.into());
             }
             regs.set_edx_eax(xcr0);
             return Ok(());
         }
-        _ if !pv.in_kernel => return Err(GP),
+        _ if !pv.in_kernel => return Err(GP.into()),
         0xd1 => {
             env.xcr0().ok_or(Trap::UD)?;
             return accept(regs.rcx as u32 == 0 && env.set_xcr0(regs.edx_eax()));
@@ -303,7 +351,7 @@ fn system_01<E: Environment>(
             let cr0 = env.read_cr(0).ok_or(GP)?;
             // LMSW sets the low four bits and cannot clear PE.
             let low = insn.read_reg(regs, insn.rm(), 2) & 0xf;
-            accept(env.write_cr(0, (cr0 & !0xe) | low))
+            wrote(env.write_cr(0, (cr0 & !0xe) | low))
         }
         7 if insn.has_memory() => {
             let bases = env.segment_bases();
@@ -311,7 +359,7 @@ fn system_01<E: Environment>(
             env.invalidate_page(address);
             Ok(())
         }
-        _ => Err(GP),
+        _ => Err(GP.into()),
     }
 }
 
@@ -320,7 +368,7 @@ fn move_special<E: Environment>(regs: &mut Regs, env: &mut E, insn: &mut Insn<'_
     // ModRM's mode is ignored by the processor; reject the forms that would read as memory.
     insn.take_modrm().ok_or(GP)?;
     if insn.has_memory() {
-        return Err(Trap::UD);
+        return Err(Trap::UD.into());
     }
     let (number, general) = (insn.reg(), insn.rm());
     match insn.opcode {
@@ -334,7 +382,7 @@ fn move_special<E: Environment>(regs: &mut Regs, env: &mut E, insn: &mut Insn<'_
             regs.set_gpr(general, value);
             Ok(())
         }
-        0x22 => accept(env.write_cr(number, regs.gpr(general))),
+        0x22 => wrote(env.write_cr(number, regs.gpr(general))),
         _ => accept(env.write_dr(number, regs.gpr(general))),
     }
 }
@@ -355,8 +403,8 @@ fn string_io<E: Environment>(pv: &PvCpu, regs: &mut Regs, env: &mut E, insn: Ins
         if insn.rep && regs.rcx & alu::mask(width) == 0 {
             return retire(regs, insn.length());
         }
-        if let Err(trap) = string_element(pv, regs, env, &insn, size) {
-            return Outcome::Inject(trap);
+        if let Err(stop) = string_element(pv, regs, env, &insn, size) {
+            return stop.into();
         }
         if !insn.rep {
             return retire(regs, insn.length());

@@ -11,13 +11,15 @@ use philoxen_abi::guest::FakeGuest;
 use philoxen_pv::bounce::Trap;
 use philoxen_pv::decode::SegmentBases;
 use philoxen_pv::emulate::{
-    Environment, Outcome, STRING_BATCH, general_protection, invalid_opcode,
+    CrWrite, Environment, Outcome, STRING_BATCH, general_protection, invalid_opcode,
 };
 use philoxen_pv::{PvCpu, Regs, control};
 use proptest::prelude::*;
 
 const CODE: u64 = 0xffff_ffff_8100_0000;
 const DATA: u64 = CODE + 64;
+/// Takes three writes to CR3 until it is validated.
+const LARGE_ROOT: u64 = 0x7000;
 
 struct Env<'a> {
     memory: FakeGuest<'a>,
@@ -83,9 +85,12 @@ impl<'a> Environment for Env<'a> {
             _ => None,
         }
     }
-    fn write_cr(&mut self, number: u8, value: u64) -> bool {
+    fn write_cr(&mut self, number: u8, value: u64) -> CrWrite {
         self.log.push(format!("cr{number} {value:#x}"));
-        number != 8
+        if number == 3 && value == LARGE_ROOT && self.log.len() < 3 {
+            return CrWrite::Again;
+        }
+        CrWrite::from(number != 8)
     }
     fn read_dr(&mut self, number: u8) -> Option<u64> {
         (number < 8).then_some(0xd0 + u64::from(number))
@@ -192,6 +197,32 @@ fn kernel_instructions() {
         assert_eq!(log.join(";"), seen, "{code:x?}");
         assert_eq!(regs.rflags, 0x202, "XSA-202: {code:x?}");
     }
+}
+
+#[test]
+fn a_root_that_is_not_validated_yet_is_loaded_again() {
+    let mut memory = [0_u8; 16];
+    memory[..3].copy_from_slice(&[0x0f, 0x22, 0xd8]);
+    let mut env = Env::new(&mut memory);
+    let pv = PvCpu::new();
+    let mut regs = Regs {
+        rip: CODE,
+        rax: LARGE_ROOT,
+        ..Regs::default()
+    };
+    for _ in 0..2 {
+        let before = regs;
+        assert_eq!(
+            general_protection(&pv, &mut regs, &mut env, 0),
+            Outcome::Retry
+        );
+        assert_eq!(regs, before);
+    }
+    assert_eq!(
+        general_protection(&pv, &mut regs, &mut env, 0),
+        Outcome::Done
+    );
+    assert_eq!(regs.rip, CODE + 3);
 }
 
 #[test]

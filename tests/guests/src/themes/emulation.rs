@@ -5,7 +5,7 @@
 
 use crate::probe;
 use crate::rt::hyper;
-use crate::rt::memory::{self, Page};
+use crate::rt::memory::{self, Page, pte};
 use crate::rt::traps::Trap;
 use crate::rt::{check::Checks, random::Random, time};
 use crate::themes::pagetypes::{hypervisor_frame, try_write};
@@ -164,8 +164,43 @@ fn string_ports(t: &mut Checks) {
     t.that("string input to the M2P table", trap.is_some());
 }
 
+/// A root that takes longer to validate than one instruction may: it is executed until that is done.
+fn large_root(t: &mut Checks, old: u64) {
+    const TABLES: u64 = 40;
+    const TLB_FLUSH_LOCAL: u32 = 6;
+    let [top, third, second] = [Page::take(), Page::take(), Page::take()];
+    let firsts = Page::take_many(TABLES as usize);
+    let live = memory::VIRT_BASE + (memory::m2p(memory::root()) << 12);
+    for slot in (0..256).chain(272..512) {
+        top.set_word(slot, memory::read(live + slot * 8));
+    }
+    top.set_word(7, third.ma(0) | pte::RW);
+    third.set_word(0, second.ma(0) | pte::RW);
+    (0..TABLES).for_each(|n| second.set_word(n, firsts.plus(n).ma(0) | pte::RW));
+    let tables = || {
+        [top, third, second]
+            .into_iter()
+            .chain((0..TABLES).map(|n| firsts.plus(n)))
+    };
+    t.that("protect", tables().all(|table| table.protect() == 0));
+    let load = |root: u64| {
+        // SAFETY: a copy of the root that is loaded, or that one.
+        vector(unsafe { probe!(["mov cr3, {0}"] in(reg) root,) })
+    };
+    t.equal("large root by CR3", load(top.ma(0)), None);
+    let now: u64;
+    // SAFETY: an emulated read.
+    unsafe { asm!("mov {0}, cr3", out(reg) now) };
+    t.equal("large root is loaded", now, top.ma(0));
+    t.that("its tables are", firsts.restore() != 0);
+    t.equal("the old root again", load(old), None);
+    // Taking the large one down takes several rounds too, which the next table operation does.
+    t.ok("flush", hyper::mmuext_one(TLB_FLUSH_LOCAL, 0, 0));
+    t.that("restore", tables().all(|table| table.restore() == 0));
+}
+
 /// `cpuid` with the prefix that forces emulation.
-fn forced(leaf: u32, subleaf: u32) -> [u32; 4] {
+pub fn forced(leaf: u32, subleaf: u32) -> [u32; 4] {
     let (a, b, c, d): (u32, u64, u32, u32);
     // SAFETY: the prefix makes the hypervisor emulate the instruction; rbx is put back.
     unsafe {
@@ -393,6 +428,7 @@ fn control_registers(t: &mut Checks) {
         let trap = unsafe { probe!(["mov cr3, {0}"] in(reg) bad,) };
         t.equal("bad root by CR3", vector(trap), Some(13));
     }
+    large_root(t, cr3);
     // SAFETY: emulated.
     t.that("clts", unsafe { probe!(["clts"]) }.is_none());
     let address = page.0 + 0x10;
