@@ -256,12 +256,19 @@ pub struct Special {
 }
 
 /// The themes that need it.
-pub const SPECIAL: &[Special] = &[Special {
-    // Two vCPUs take turns on one processor.
-    theme: "smp",
-    args: "dom0_max_vcpus=2",
-    forbids: "GUEST-INFO smp one vCPU alone",
-}];
+pub const SPECIAL: &[Special] = &[
+    Special {
+        // Two vCPUs take turns on one processor.
+        theme: "smp",
+        args: "dom0_max_vcpus=2",
+        forbids: "GUEST-INFO smp one vCPU alone",
+    },
+    Special {
+        theme: "no-xsave",
+        args: "dom0-cpuid=no-xsave",
+        forbids: "GUEST-INFO no-xsave not hidden",
+    },
+];
 
 /// Files that a bad boot is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

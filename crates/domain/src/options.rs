@@ -52,6 +52,8 @@ pub struct Options<'a> {
     pub loglvl: Option<&'a str>,
     /// `guest_loglvl=`.
     pub guest_loglvl: Option<&'a str>,
+    /// `dom0-cpuid=no-xsave`: Domain 0 does not see XSAVE.
+    pub dom0_no_xsave: bool,
     /// `noreboot`: stop instead of rebooting after a crash.
     pub noreboot: bool,
     /// `watchdog`.
@@ -125,6 +127,7 @@ impl<'a> Options<'a> {
             "guest_loglvl" => self.guest_loglvl = Some(value?),
             "dom0_mem" => self.take_dom0_mem(value?)?,
             "dom0_max_vcpus" => self.dom0_max_vcpus = Some(parse_vcpus(value?)?),
+            "dom0-cpuid" => self.dom0_no_xsave = !parse_feature(value?, "xsave")?,
             "maxcpus" => self.maxcpus = Some(u32::try_from(parse_number(value?)?).ok()?),
             "noreboot" => self.noreboot = parse_bool(value)?,
             "watchdog" => self.watchdog = parse_bool(value)?,
@@ -146,6 +149,19 @@ impl<'a> Options<'a> {
         }
         Some(())
     }
+}
+
+/// `<name>`, `no-<name>` or `<name>=<boolean>`.
+fn parse_feature(text: &str, name: &str) -> Option<bool> {
+    if text.strip_prefix("no-") == Some(name) {
+        return Some(false);
+    }
+    let rest = text.strip_prefix(name)?;
+    parse_bool(if rest.is_empty() {
+        None
+    } else {
+        Some(rest.strip_prefix('=')?)
+    })
 }
 
 /// `dom0_max_vcpus=<min>-<max>` or one number; the upper bound counts, and at least 1.
@@ -181,6 +197,21 @@ mod tests {
             ["frobnicate", "dom0_mem=lots", "noreboot=maybe", "console"]
         );
         assert_eq!(o.maxcpus, Some(1));
+    }
+
+    #[test]
+    fn features() {
+        for (word, hidden) in [
+            ("dom0-cpuid=no-xsave", true),
+            ("dom0-cpuid=xsave=0", true),
+            ("dom0-cpuid=xsave", false),
+        ] {
+            let options = Options::parse(word);
+            assert_eq!((options.dom0_no_xsave, options.problems.len()), (hidden, 0));
+        }
+        for word in ["dom0-cpuid", "dom0-cpuid=no-fpu", "dom0-cpuid=xsaves"] {
+            assert_eq!(Options::parse(word).problems.as_slice(), [word]);
+        }
     }
 
     #[test]

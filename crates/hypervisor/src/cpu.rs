@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use philoxen_abi::arch::MAX_LDT_ENTRIES;
 use philoxen_abi::{Errno, GuestVa, PAGE_SIZE, Result, VcpuId};
 use philoxen_evtchn::{VcpuEvents, VcpuInfo};
-use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id, state as registers, window};
+use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id, features, state as registers, window};
 use philoxen_hw::dev::watchdog;
 use philoxen_paging::validate;
 use philoxen_pv::debugreg::DebugRegs;
@@ -258,8 +258,8 @@ impl Cpu {
 
 /// Loads everything of a vCPU but its general registers into this processor. True if all its selectors could be loaded.
 pub fn load_vcpu(running: &mut Running) -> bool {
-    let vcpu = running.vcpu();
-    let state = &running.state;
+    let vcpu = &running.vcpu;
+    let state = &mut running.state;
     window::set_gdt(&state.gdt);
     window::set_ldt(state.ldt_entries);
     for (page, frame) in state.ldt.iter().enumerate() {
@@ -270,6 +270,10 @@ pub fn load_vcpu(running: &mut Running) -> bool {
     let in_kernel = state.pv.in_kernel;
     crate::host::load_root(vcpu, in_kernel);
     state.fpu.load(state.xcr0);
+    state.xsave_hidden = !running.domain.policy.read().cpuid.has_xsave();
+    if state.xsave_hidden {
+        features::show_xsave(false);
+    }
     registers::set_task_switched(state.task_switched);
     registers::set_tsc_aux(state.tsc_aux);
     load_debug(&state.debug);
@@ -289,6 +293,9 @@ pub fn load_debug(debug: &DebugRegs) {
 pub fn save_vcpu(running: &mut Running) {
     let state = &mut running.state;
     state.segments = registers::Segments::save(state.pv.in_kernel);
+    if state.xsave_hidden {
+        features::show_xsave(true);
+    }
     state.fpu.save(state.xcr0);
 }
 

@@ -2,6 +2,7 @@
 //! What domains see of the processor: the policies that this machine allows, and the one each domain has.
 
 use crate::smp;
+use core::sync::atomic::{AtomicBool, Ordering};
 use philoxen_abi::arch::CpuidRegs;
 use philoxen_abi::version;
 use philoxen_domain::clock::Scale;
@@ -28,6 +29,14 @@ impl CpuPolicy {
             cpuid,
         }
     }
+}
+
+/// Domain 0 does not see XSAVE (`dom0-cpuid=no-xsave`).
+static DOM0_NO_XSAVE: AtomicBool = AtomicBool::new(false);
+
+/// Hides XSAVE from Domain 0; to be called before it is made.
+pub fn hide_xsave_from_dom0() {
+    DOM0_NO_XSAVE.store(true, Ordering::Relaxed);
 }
 
 /// The policies of ordinary domains and of the hardware domain, found out when Domain 0 is made: one of the questions
@@ -63,9 +72,14 @@ fn host(leaf: u32, subleaf: u32) -> CpuidRegs {
 fn make_config(hardware_domain: bool) -> CpuidConfig {
     let hz = dev::timer::tsc_hz();
     let scale = Scale::from_frequency(hz);
+    let hide_xsave = hardware_domain && DOM0_NO_XSAVE.load(Ordering::Relaxed);
     CpuidConfig {
         hardware_domain,
-        xcr0: features::xcr0_supported(),
+        xcr0: if hide_xsave {
+            0
+        } else {
+            features::xcr0_supported()
+        },
         fsgsbase: false,
         null_clears_base: features::null_clears_base(),
         tsc_reliable: smp::tsc_is_stable(),

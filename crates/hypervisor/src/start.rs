@@ -3,7 +3,7 @@
 
 use crate::cpu::Cpu;
 use crate::host::Hv;
-use crate::{dom0, fatal, irq, power, schedule, smp, time};
+use crate::{dom0, fatal, irq, policy, power, schedule, smp, time};
 use alloc::boxed::Box;
 use philoxen_domain::options::Options;
 use philoxen_hw::boot::{self, BootInfo};
@@ -61,6 +61,9 @@ extern "C" fn on_main_stack() -> ! {
     }
     if let Err(errno) = schedule::init(smp::cpus() as u32) {
         fatal::cannot_boot(format_args!("no memory for the scheduler ({errno:?})"));
+    }
+    if options.dom0_no_xsave {
+        policy::hide_xsave_from_dom0();
     }
     if let Err(reason) = dom0::build(boot_info, &options) {
         fatal::cannot_boot(format_args!("{reason}"));

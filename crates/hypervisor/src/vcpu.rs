@@ -60,6 +60,8 @@ pub struct VcpuState {
     pub pv: PvCpu,
     /// Extended registers, while it does not run.
     pub fpu: FpuState,
+    /// It was loaded without XSAVE, which its domain does not have (the policy of a domain that runs may change).
+    pub xsave_hidden: bool,
     /// XCR0 the guest chose.
     pub xcr0: u64,
     /// Selectors and bases, while it does not run.
@@ -95,6 +97,7 @@ impl VcpuState {
             regs,
             pv: PvCpu::new(),
             fpu,
+            xsave_hidden: false,
             xcr0: 1,
             segments: Segments::default(),
             debug: DebugRegs::new(),

@@ -40,6 +40,22 @@ pub fn xcr0_supported() -> u64 {
     XCR0.load(Ordering::Relaxed)
 }
 
+/// Shows XSAVE to the running guest, or hides it: with CR4.OSXSAVE clear its instructions, and AVX, are undefined and user
+/// mode's CPUID says so. It must be shown while extended state is saved or loaded. Nothing to do without XSAVE.
+pub fn show_xsave(shown: bool) {
+    if xcr0_supported() == 0 {
+        return;
+    }
+    let cr4 = asm::read_cr4();
+    let cr4 = if shown {
+        cr4 | CR4_OSXSAVE
+    } else {
+        cr4 & !CR4_OSXSAVE
+    };
+    // SAFETY: OSXSAVE is supported, or `enable` would have found no components; nothing else changes.
+    unsafe { asm::write_cr4(cr4) };
+}
+
 /// True if the processor has RDTSCP (CPUID 0x80000001 EDX bit 27).
 pub fn has_rdtscp() -> bool {
     static PRESENT: Once<bool> = Once::new();

@@ -6,6 +6,7 @@ use crate::rt::check::Checks;
 use crate::rt::memory::Page;
 use crate::rt::traps::{self, Frame};
 use crate::rt::{cell::Racy, events, hyper, time};
+use crate::themes::emulation;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use philoxen_abi::hypercall as nr;
@@ -37,6 +38,37 @@ pub fn run(t: &mut Checks) {
     wide(t);
     control_words(t);
     traps::hook(None);
+}
+
+/// As [`run`], where XSAVE is hidden from us: nothing of it can be used, before and after a block.
+pub fn hidden(t: &mut Checks) {
+    const XSAVE: u32 = 1 << 26;
+    const OSXSAVE: u32 = 1 << 27;
+    let [_, _, shown, _] = emulation::forced(1, 0);
+    if shown & XSAVE != 0 {
+        crate::println!("GUEST-INFO no-xsave not hidden");
+        return;
+    }
+    let vector = |trap: Option<traps::Trap>| trap.map(|trap| trap.frame.vector);
+    for round in 0..2 {
+        t.equal("OSXSAVE in the hypervisor's CPUID", shown & OSXSAVE, 0);
+        let natively = core::arch::x86_64::__cpuid(1).ecx;
+        t.equal("OSXSAVE in the processor's CPUID", natively & OSXSAVE, 0);
+        // SAFETY: undefined.
+        let trap = unsafe { probe!(["xgetbv"] in("rcx") 0_u64, out("rax") _, out("rdx") _,) };
+        t.equal("xgetbv", vector(trap), Some(6));
+        // SAFETY: undefined.
+        let trap = unsafe { probe!(["vpxor ymm0, ymm0, ymm0"]) };
+        t.equal("AVX", vector(trap), Some(6));
+        // SAFETY: the bit is dropped, then undefined.
+        let trap = unsafe {
+            probe!(["mov {0}, cr4", "or {0}, 0x40000", "mov cr4, {0}", "xsetbv"] out(reg) _, in("rax") 7_u64, in("rcx") 0_u64, in("rdx") 0_u64,)
+        };
+        t.equal("xsetbv", vector(trap), Some(6));
+        if round == 0 {
+            run(t);
+        }
+    }
 }
 
 fn store(page: Page) {

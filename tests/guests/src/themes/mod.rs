@@ -36,6 +36,7 @@ pub const THEMES: &[Theme] = &[
     ("emulation", emulation::run),
     ("hypercalls", hypercalls::run),
     ("fpu", fpu::run),
+    ("no-xsave", fpu::hidden),
     ("smp", smp::run),
     ("crash-unmapped-stack", crash::unmapped_stack),
     ("crash-hypervisor-stack", crash::hypervisor_stack),
