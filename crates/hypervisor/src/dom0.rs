@@ -270,7 +270,7 @@ impl Frames<'_> {
             order = order.min(63 - pages.leading_zeros());
             let block = memory::buddy()
                 .lock()
-                .alloc_block(memory::frames(), order, 0);
+                .alloc_block(&memory::frames(), order, 0);
             let Some(block) = block else {
                 if order == 0 {
                     return Err(Failure::TooLittleMemory(

@@ -28,7 +28,7 @@ const MAX_FOREIGN: usize = 2;
 impl Machine for Hv {
     #[inline(always)]
     fn frames(&self) -> FrameTable {
-        *memory::frames()
+        memory::frames()
     }
     #[inline(always)]
     fn words(&self, mfn: Mfn) -> &'static [AtomicU64; 512] {
@@ -87,12 +87,12 @@ impl Machine for Hv {
     fn alloc_block(&self, order: u32, max_bits: u32) -> Option<Block> {
         memory::buddy()
             .lock()
-            .alloc_block(memory::frames(), order, max_bits)
+            .alloc_block(&memory::frames(), order, max_bits)
     }
     fn free_frame(&self, mfn: Mfn, dirty: bool, stamp: u64) {
         memory::buddy()
             .lock()
-            .free_block(memory::frames(), mfn, 0, dirty, stamp);
+            .free_block(&memory::frames(), mfn, 0, dirty, stamp);
     }
     fn relax(&self) {
         asm::relax();

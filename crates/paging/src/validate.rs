@@ -347,9 +347,9 @@ fn invalidate<M: Machine>(
     let words = machine.words(mfn);
     let frames = machine.frames();
     let Some(below) = kind.below() else {
-        for word in words.iter().take(next as usize) {
-            put_leaf(machine, word.load(Ordering::Acquire));
-        }
+        entries(words)
+            .take_while(|(index, _)| *index < next as usize)
+            .for_each(|(_, word)| put_leaf(machine, word.load(Ordering::Acquire)));
         budget.spend(ENTRIES);
         retire(machine, mfn, frame, kind);
         return Ok(());
@@ -367,7 +367,8 @@ fn invalidate<M: Machine>(
             return Err(Unfinished);
         }
     }
-    for (index, word) in words.iter().enumerate().take(next as usize).rev() {
+    let held = |(index, _): &(usize, &AtomicU64)| *index < next as usize;
+    for (index, word) in entries(words).rev().filter(held) {
         let raw = word.load(Ordering::Acquire);
         if !entry::is_present(raw) || kind == Kind::L4 && entry::is_hypervisor_slot(index) {
             continue;
@@ -395,6 +396,21 @@ fn invalidate<M: Machine>(
 /// Only interrupted work of the same domain, or of one that is gone, is undone on the way.
 fn may_reap(child: OwnerWord, parent: OwnerWord) -> bool {
     child.owner() == parent.owner() || child.is_owned_by(DomId::INVALID)
+}
+
+/// The entries of a table with their indices, but for those that stand among eight absent ones: most tables are mostly empty.
+fn entries(words: &[AtomicU64; 512]) -> impl DoubleEndedIterator<Item = (usize, &AtomicU64)> {
+    const GROUP: usize = 8;
+    let (groups, _) = words.as_chunks::<GROUP>();
+    let all = |bits, word: &AtomicU64| bits | word.load(Ordering::Relaxed);
+    groups
+        .iter()
+        .enumerate()
+        .filter(move |(_, group)| entry::is_present(group.iter().fold(0, all)))
+        .flat_map(|(at, group)| {
+            let numbered = group.iter().enumerate();
+            numbered.map(move |(offset, word)| (at * GROUP + offset, word))
+        })
 }
 
 fn hypervisor_slots(words: &[AtomicU64; 512]) -> impl Iterator<Item = (usize, &AtomicU64)> {
@@ -551,7 +567,8 @@ impl<'a, M: Machine> Tables<'a, M> {
             }
             return checked.map_err(Stop::Failed);
         };
-        for (index, word) in words.iter().enumerate().skip(next as usize) {
+        let left = |(index, _): &(usize, &AtomicU64)| *index >= next as usize;
+        for (index, word) in entries(words).filter(left) {
             let raw = word.load(Ordering::Acquire);
             if !entry::is_present(raw) || kind == Kind::L4 && entry::is_hypervisor_slot(index) {
                 continue;
@@ -586,29 +603,24 @@ impl<'a, M: Machine> Tables<'a, M> {
 
     fn validate_l1(&self, words: &[AtomicU64; 512]) -> Result<()> {
         let pages = Pages::Of(self.owner.id());
-        for (index, word) in words.iter().enumerate() {
+        entries(words).try_for_each(|(index, word)| {
             let raw = word.load(Ordering::Acquire);
             if !entry::is_present(raw) {
-                continue;
+                return Ok(());
             }
-            match self.take_leaf(raw, pages) {
-                Ok(entry) => {
-                    // The processor may set A and D through a stale upper entry: change our bits only.
-                    if entry & !raw != 0 {
-                        word.fetch_or(entry & !raw, Ordering::AcqRel);
-                    }
-                    if raw & !entry != 0 {
-                        word.fetch_and(!(raw & !entry), Ordering::AcqRel);
-                    }
+            let entry = self.take_leaf(raw, pages).inspect_err(|_| {
+                for word in words.iter().take(index) {
+                    put_leaf(self.machine, word.load(Ordering::Acquire));
                 }
-                Err(errno) => {
-                    for word in words.iter().take(index) {
-                        put_leaf(self.machine, word.load(Ordering::Acquire));
-                    }
-                    return Err(errno);
-                }
+            })?;
+            // The processor may set A and D through a stale upper entry: change our bits only.
+            if entry & !raw != 0 {
+                word.fetch_or(entry & !raw, Ordering::AcqRel);
             }
-        }
-        Ok(())
+            if raw & !entry != 0 {
+                word.fetch_and(!(raw & !entry), Ordering::AcqRel);
+            }
+            Ok(())
+        })
     }
 }

@@ -250,11 +250,9 @@ fn lay_out(
     layout.populate(FRAMES, size_of::<Frame>() as u64, frames, 0, RW)?;
     layout.populate(M2P, 8, frames, INVALID_M2P, SHARED)?;
     layout.alias_m2p(frames)?;
-    // SAFETY: every page of the array was mapped and zeroed just now, and zero is a valid `Frame` (not RAM).
-    let array = unsafe { core::slice::from_raw_parts(FRAMES as *const Frame, frames as usize) };
-    FRAME_COUNT.store(frames, Ordering::Relaxed);
-    let table = TABLE.call_once(|| FrameTable::new(array));
-    hand_over(&layout, table, info);
+    // Every page of the array was mapped and zeroed just now, and zero is a valid `Frame` (not RAM).
+    FRAME_COUNT.store(frames, Ordering::Release);
+    hand_over(&layout, &super::frames(), info);
     Ok(())
 }
 

@@ -30,7 +30,7 @@ use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::{Mfn, PAGE_SIZE};
 use philoxen_paging::buddy::{Buddy, MAX_ORDER};
-use philoxen_paging::frame::FrameTable;
+use philoxen_paging::frame::{Frame, FrameTable};
 use spin::{Mutex, Once};
 use tables::{LARGE_SIZE, Root};
 
@@ -59,8 +59,6 @@ pub const INVALID_M2P: u64 = 0x5555_5555_5555_5555;
 static ROOT: AtomicU64 = AtomicU64::new(0);
 static FRAME_COUNT: AtomicU64 = AtomicU64::new(0);
 static TOTAL_RAM: AtomicU64 = AtomicU64::new(0);
-static TABLE: Once<FrameTable> = Once::new();
-static NO_TABLE: FrameTable = FrameTable::new(&[]);
 static BUDDY: Mutex<Buddy> = Mutex::new(Buddy::new());
 static MODULES: Mutex<ArrayVec<ModuleMemory, { crate::boot::MAX_MODULES }>> =
     Mutex::new(ArrayVec::new_const());
@@ -102,9 +100,12 @@ pub fn hypervisor_l4_entries() -> [u64; 16] {
 }
 
 /// The frame table; empty before [`init`].
-#[inline]
-pub fn frames() -> &'static FrameTable {
-    TABLE.get().unwrap_or(&NO_TABLE)
+#[inline(always)]
+pub fn frames() -> FrameTable {
+    let count = FRAME_COUNT.load(Ordering::Acquire) as usize;
+    // SAFETY: `init` mapped the table for every frame below the count and made the entries, which are only seen as atomics,
+    // before it set the count; with none of them the slice is empty, and the address is aligned.
+    FrameTable::new(unsafe { core::slice::from_raw_parts(FRAMES as *const Frame, count) })
 }
 
 /// The frame allocator. Its lock is a leaf but for the console's.
@@ -149,7 +150,7 @@ fn alloc_frames(order: u32) -> Option<Mfn> {
 
 /// The first `count` frames of a block of 2^`order` for the hypervisor; the others go back at once, as dirty as they came.
 fn alloc_cut(count: u64, order: u32) -> Option<Mfn> {
-    let block = BUDDY.lock().alloc_block(frames(), order, 0)?;
+    let block = BUDDY.lock().alloc_block(&frames(), order, 0)?;
     if let Some(flush) = FLUSH.get() {
         flush(block.stamp);
     }
@@ -173,7 +174,7 @@ fn give_back(start: u64, count: u64, dirty: bool) {
     let (mut at, end) = (start, start + count);
     while at < end {
         let order = at.trailing_zeros().min((end - at).ilog2()).min(MAX_ORDER);
-        buddy.free_block(frames(), Mfn(at), order, dirty, 0);
+        buddy.free_block(&frames(), Mfn(at), order, dirty, 0);
         at += 1 << order;
     }
 }

@@ -79,7 +79,7 @@ impl ModuleMemory {
         let start = start.0.max(LOW / PAGE_SIZE);
         buddy()
             .lock()
-            .release_boot(frames(), Mfn(start), end.saturating_sub(start));
+            .release_boot(&frames(), Mfn(start), end.saturating_sub(start));
     }
 }
 
