@@ -64,7 +64,7 @@ within() {
     done
 }
 
-# finish: the script's verdict. A failed script shows what could explain it.
+# finish: the script's verdict, also as its status. A failed script shows what could explain it.
 finish() {
     if [ "$failed" -eq 0 ]; then
         echo "PHILOXEN-TEST $script PASS $passed checks, $SECONDS s"
@@ -75,6 +75,7 @@ finish() {
             [ ! -s "$log" ] || { echo "--- $log"; tail -n 15 "$log"; }
         done
         echo "PHILOXEN-TEST $script FAIL $failed of $((passed + failed)) checks, $SECONDS s"
+        return 1
     fi
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::args::{self, DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net, XL_HYPERVISOR_ARGS, XL_MEMORY};
+use crate::args::{self, DOM0_ARGS, Dom0, HYPERVISOR_ARGS, Net};
 use crate::build;
 use crate::cases::{self, Bad, Broken, Debian, Route, Special, Then};
 use crate::host::{Progress, Tree};
@@ -20,11 +20,12 @@ use crate::rootfs::{self, Root};
 use crate::run::{self, Files};
 use crate::serve::{Server, noise};
 
+mod xl;
+
 /// Limits by kind of machine; generous, because two machines may share a slow host.
 const GUEST_LIMIT: Duration = Duration::from_secs(90);
 const DEBIAN_LIMIT: Duration = Duration::from_secs(150);
 const BAD_LIMIT: Duration = Duration::from_secs(90);
-const XL_LIMIT: Duration = Duration::from_secs(900);
 /// Time for a bad boot to end after its reason was given, and time after which one that shall not end is still there.
 const BAD_END: Duration = Duration::from_secs(30);
 const BAD_STOP: Duration = Duration::from_secs(6);
@@ -47,8 +48,8 @@ enum Case {
     },
     Debian(&'static Debian),
     Bad(&'static Bad),
-    /// A script of tests/xl.
-    Xl(String),
+    /// Scripts of tests/xl, which share a machine as long as they pass.
+    Xl(Vec<String>),
 }
 
 impl Case {
@@ -121,7 +122,8 @@ pub fn test(tree: &Tree, options: &args::Test) -> Result<bool> {
     if !machines.is_empty() {
         match parts(tree, options, &machines) {
             Ok(parts) => {
-                for report in run_machines(&parts, machines, &logs, jobs(options)) {
+                let jobs = jobs(options);
+                for report in run_machines(&parts, xl::shared(machines, jobs), &logs, jobs) {
                     count(&report);
                 }
             }
@@ -182,7 +184,7 @@ fn all_cases(tree: &Tree) -> Result<Vec<(String, Case)>> {
     all.extend(
         rootfs::scripts(tree)?
             .into_iter()
-            .map(|script| (format!("xl/{script}"), Case::Xl(script))),
+            .map(|script| (format!("xl/{script}"), Case::Xl(vec![script]))),
     );
     Ok(all)
 }
@@ -265,25 +267,38 @@ fn run_machines(
     logs: &Path,
     jobs: usize,
 ) -> Vec<Report> {
-    let total = cases.len();
+    let total: usize = cases
+        .iter()
+        .map(|(_, case)| match case {
+            Case::Xl(scripts) => scripts.len(),
+            _ => 1,
+        })
+        .sum();
     let progress = Progress::spinner(format!("{total} tests in QEMU"));
     let queue = Mutex::new(cases.into_iter().collect::<VecDeque<_>>());
     let reports = Mutex::new(Vec::new());
+    let add = |report| {
+        if let Ok(mut reports) = reports.lock() {
+            reports.push(report);
+            progress.note(format!("{} of {total} tests in QEMU", reports.len()));
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
                     let next = queue.lock().map_or(None, |mut queue| queue.pop_front());
-                    let Some((name, case)) = next else { break };
-                    let report = timed(
-                        &name,
-                        logs,
-                        |text| progress.line(text),
-                        |log| one(parts, &name, &case, log, &progress),
-                    );
-                    if let Ok(mut reports) = reports.lock() {
-                        reports.push(report);
-                        progress.note(format!("{} of {total} tests in QEMU", reports.len()));
+                    match next {
+                        Some((_, Case::Xl(scripts))) => {
+                            xl::sessions(parts, &scripts, logs, &progress, add);
+                        }
+                        Some((name, case)) => add(timed(
+                            &name,
+                            logs,
+                            |text| progress.line(text),
+                            |log| one(parts, &name, &case, log, &progress),
+                        )),
+                        None => break,
                     }
                 }
             });
@@ -303,7 +318,19 @@ fn timed(
     let log = logs.join(format!("{}.log", name.replace('/', "-")));
     let _ = std::fs::remove_file(&log);
     let start = Instant::now();
-    let report = match run(&log) {
+    let result = run(&log);
+    tell(name, &log, start.elapsed(), result, show)
+}
+
+/// Prints the line of a test that has run.
+fn tell(
+    name: &str,
+    log: &Path,
+    time: Duration,
+    result: Result<(usize, String)>,
+    show: impl FnOnce(&str),
+) -> Report {
+    let report = match result {
         Ok((passed, detail)) => Report {
             passed,
             failed: 0,
@@ -318,11 +345,11 @@ fn timed(
     let verdict = if report.failed == 0 { "PASS" } else { "FAIL" };
     let mut text = format!(
         "{verdict} {name} ({:.1} s) {}",
-        start.elapsed().as_secs_f32(),
+        time.as_secs_f32(),
         report.detail
     );
     if report.failed != 0
-        && let Ok(bytes) = std::fs::read(&log)
+        && let Ok(bytes) = std::fs::read(log)
     {
         let lines = String::from_utf8_lossy(&bytes).into_owned();
         let lines: Vec<&str> = lines.lines().collect();
@@ -354,10 +381,7 @@ fn one(
             progress.note(format!("{name}: {line}"))
         }),
         Case::Bad(bad) => bad_boot(parts, bad, log),
-        Case::Xl(script) => session(parts, script, log, |line| {
-            progress.note(format!("{name}: {line}"))
-        }),
-        Case::Lint(_) | Case::Host => bail!("not a machine's test"),
+        Case::Lint(_) | Case::Host | Case::Xl(_) => bail!("not one machine's test"),
     }?;
     Ok((1, detail))
 }
@@ -521,41 +545,6 @@ fn debian_verdict(boot: &Debian, outcome: &Outcome) -> Result<String> {
         .find("PHILOXEN-INIT")
         .map(|(time, _)| format!("/init after {:.1} s", time.as_secs_f32()))
         .unwrap_or_default())
-}
-
-/// Runs a script of tests/xl in the Domain 0 with xl, whose disk is as new afterwards.
-fn session(parts: &Parts, script: &str, log: &Path, seen: impl FnMut(&str)) -> Result<String> {
-    let root = parts.xl.as_ref().context("no Domain 0 with xl was made")?;
-    let args = format!("{DOM0_ARGS} philoxen.test={script}");
-    let mut machine = parts.machine(
-        parts.multiboot(XL_HYPERVISOR_ARGS, run::modules(&root.files, &args)),
-        XL_MEMORY,
-    );
-    machine.net = run::card(&root.files);
-    machine.disks = vec![root.disk.clone()];
-    machine.extra = vec!["-snapshot".into()];
-    let outcome = Watch {
-        log,
-        limit: XL_LIMIT,
-        until: None,
-        grace: Duration::ZERO,
-        replies: &[],
-    }
-    .run(&machine, seen)?;
-    let passes = format!("PHILOXEN-TEST {script} PASS ");
-    let checks = format!("PHILOXEN-TEST {script}.");
-    if let Some((_, line)) = outcome
-        .lines
-        .iter()
-        .find(|(_, line)| line.contains(&checks) && line.contains(" FAIL"))
-    {
-        bail!("{line}");
-    }
-    let verdict = outcome
-        .line(&passes)
-        .with_context(|| format!("the script has no verdict {}", how(outcome.end, XL_LIMIT)))?;
-    ensure!(outcome.end == End::Off, "the machine did not power off");
-    Ok(verdict.replace(&passes, ""))
 }
 
 fn bad_boot(parts: &Parts, bad: &Bad, log: &Path) -> Result<String> {
