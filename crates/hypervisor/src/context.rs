@@ -58,13 +58,10 @@ pub fn set(
     vcpu: &Vcpu,
     context: &VcpuGuestContext,
 ) -> core::result::Result<(), Stop> {
-    let mut state = build(domain, vcpu, context)?;
-    if vcpu.id == VcpuId(0) {
-        let assists = context.vm_assist & ASSISTS;
-        domain.assists.store(assists, Ordering::Relaxed);
-    }
     let old = {
+        // Held while the roots change: the domain may be initialising the vCPU at the same time.
         let mut parked = vcpu.parked.lock();
+        let mut state = build(domain, vcpu, context)?;
         // The context has no room for these: a guest that resumes from a cancelled suspend goes on with its own.
         if let Some(old) = &*parked {
             state.xcr0 = old.xcr0;
@@ -74,6 +71,10 @@ pub fn set(
         parked.replace(state)
     };
     vcpu.initialised.store(true, Ordering::Release);
+    if vcpu.id == VcpuId(0) {
+        let assists = context.vm_assist & ASSISTS;
+        domain.assists.store(assists, Ordering::Relaxed);
+    }
     if let Some(old) = old {
         release_tables(&old);
     }
@@ -88,7 +89,12 @@ pub fn set(
 
 /// Makes a vCPU that does not run as it was before it was initialised: down.
 pub fn reset(domain: &Domain, vcpu: &Vcpu) {
-    schedule::take_down(domain, vcpu.id);
+    {
+        // Under this lock the domain brings it up: whoever comes later finds it not initialised.
+        let _parked = vcpu.parked.lock();
+        vcpu.initialised.store(false, Ordering::Release);
+        schedule::take_down(domain, vcpu.id);
+    }
     release_vcpu(vcpu, &mut budget());
 }
 

@@ -18,6 +18,7 @@ use philoxen_abi::{DomId, Errno, Mfn, Result, VcpuId};
 use philoxen_domain::lifecycle::{Lifecycle, ShutdownReason};
 use philoxen_evtchn::{DomainEvents, Limits};
 use philoxen_grant::GrantTable;
+use philoxen_hw::memory;
 use philoxen_paging::{DomainMemory, reservation, validate};
 use philoxen_physdev::pci_ports::PciPorts;
 use spin::{Once, RwLock};
@@ -81,6 +82,10 @@ impl Domain {
     /// `ENOMEM`, or `EINVAL` for limits that cannot be.
     #[inline(never)]
     pub fn new(config: Config) -> Result<Arc<Self>> {
+        // Some of what it is made of cannot be refused any more once it was begun.
+        if memory::is_scarce() {
+            return Err(Errno::ENOMEM);
+        }
         let Config { id, pirqs, .. } = config;
         let memory = DomainMemory::new(id, config.privileged, config.max_pages);
         let limits = Limits {

@@ -86,7 +86,10 @@ impl philoxen_grant::Host for Hv {
     }
 
     fn released(&self, granter: DomId) {
-        if let Some(domain) = domain::find(granter) {
+        // If somebody else saw the end of its destruction first, the number may be another domain's by now.
+        if let Some(domain) = domain::find(granter)
+            && domain.life.is_dying()
+        {
             crate::lifecycle::destroy(&domain, &mut crate::syscall::budget());
         }
     }

@@ -19,6 +19,7 @@ use philoxen_abi::{DomId, Errno, Result, VcpuId};
 use philoxen_control::create::{Numbers, Wanted};
 use philoxen_control::info::Share;
 use philoxen_control::ranges::Access;
+use philoxen_hw::memory;
 use philoxen_paging::{Progress, mmuext, relinquish, validate};
 use spin::{Mutex, RwLock};
 
@@ -136,6 +137,9 @@ pub fn make_vcpus(domain: &Arc<Domain>) -> Result<()> {
     }
     if domain.life.is_dying() {
         return Err(Errno::EINVAL);
+    }
+    if memory::is_scarce() {
+        return Err(Errno::ENOMEM);
     }
     let count = domain.tool.max_vcpus;
     let mut vcpus = Vec::new();

@@ -85,9 +85,7 @@ impl Machine for Hv {
         memory::hypervisor_l4_entry(slot)
     }
     fn alloc_block(&self, order: u32, max_bits: u32) -> Option<Block> {
-        memory::buddy()
-            .lock()
-            .alloc_block(&memory::frames(), order, max_bits)
+        memory::alloc_for_domain(order, max_bits)
     }
     fn free_frame(&self, mfn: Mfn, dirty: bool, stamp: u64) {
         memory::buddy()

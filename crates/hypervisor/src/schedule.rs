@@ -12,7 +12,7 @@ use crate::{fatal, time, traps};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use philoxen_abi::{DomId, Result, VcpuId};
+use philoxen_abi::{DomId, Errno, Result, VcpuId};
 use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id};
 use philoxen_hw::dev::{lapic, vectors};
 use philoxen_pv::Regs;
@@ -60,25 +60,35 @@ pub fn init(cpus: u32) -> Result<()> {
         .map(drop)
 }
 
-/// A scheduler key for a vCPU that is being made, with room for its timers.
+/// A scheduler key for a vCPU that is being made, with room for its timers and in [`register`].
 ///
 /// # Errors
 /// `ENOSPC` if there are too many vCPUs, `ENOMEM`.
 pub fn new_key() -> Result<VcpuKey> {
     let key = scheduler().add(&CpuMask::ALL, DEFAULT_WEIGHT, time::now())?;
-    time::reserve(key)?;
-    Ok(key)
+    let room = time::reserve(key).and_then(|()| {
+        let mut table = BY_KEY.write();
+        let more = (key.0 as usize + 1).saturating_sub(table.len());
+        table.try_reserve(more).map_err(|_| Errno::ENOMEM)?;
+        if more != 0 {
+            table.resize_with(key.0 as usize + 1, || None);
+        }
+        Ok(())
+    });
+    match room {
+        Ok(()) => Ok(key),
+        Err(errno) => {
+            release_key(key);
+            Err(errno)
+        }
+    }
 }
 
 /// Ties the keys of a new domain's vCPUs to them.
 pub fn register(domain: &Arc<Domain>) {
     let mut table = BY_KEY.write();
     for vcpu in domain.vcpus() {
-        let index = vcpu.key.0 as usize;
-        if table.len() <= index {
-            table.resize_with(index + 1, || None);
-        }
-        if let Some(slot) = table.get_mut(index) {
+        if let Some(slot) = table.get_mut(vcpu.key.0 as usize) {
             *slot = Some((domain.clone(), vcpu.id));
         }
     }

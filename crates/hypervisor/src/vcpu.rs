@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64};
 use philoxen_abi::{GuestVa, Mfn, VcpuId};
 use philoxen_hw::cpu::state::{FpuState, Segments};
 use philoxen_hw::cpu::window::{GDT_PAGES, LDT_PAGES};
+use philoxen_hw::memory;
 use philoxen_paging::VcpuRoots;
 use philoxen_pv::debugreg::DebugRegs;
 use philoxen_pv::{PvCpu, Regs, control};
@@ -92,6 +93,9 @@ impl VcpuState {
     /// A vCPU with these registers, everything else initial; `None` without memory.
     #[inline(never)]
     pub fn new(regs: Regs) -> Option<Box<Self>> {
+        if memory::is_scarce() {
+            return None;
+        }
         let fpu = FpuState::new()?;
         Some(Box::new(Self {
             regs,

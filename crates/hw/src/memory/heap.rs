@@ -3,12 +3,13 @@
 //!
 //! Requests up to 2 KiB come from slab pages of one size class; what a slab page has is kept in its entry of the frame table
 //! (the words are free for the user of a hypervisor frame), so a page holds objects only, aligned to their size. Larger
-//! requests take whole frames, exactly as many as needed. A slab page without objects goes back at once: freeing
+//! requests take whole frames, exactly as many as needed, but not the machine's last ones: those are for small objects, whose
+//! allocation few callers expect to fail. A slab page without objects goes back at once: freeing
 //! everything restores the number of free frames.
 //!
 //! Lock: the heap's own, outside the buddy's; neither is held while TLBs are flushed.
 
-use super::{alloc_cut, alloc_frames, direct, frames, give_frames};
+use super::{alloc_frames, alloc_more, direct, frames, give_frames};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::null_mut;
 use philoxen_abi::{Mfn, PAGE_SIZE};
@@ -204,7 +205,7 @@ fn frames_of(layout: &Layout) -> (u64, u32) {
 
 fn alloc_large(layout: &Layout) -> Option<*mut u8> {
     let (pages, order) = frames_of(layout);
-    let start = alloc_cut(pages, order)?;
+    let start = alloc_more(pages, order)?;
     STATE.lock().stats.large_pages += pages;
     Some(direct(start.addr()) as *mut u8)
 }

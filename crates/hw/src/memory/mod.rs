@@ -29,7 +29,7 @@ use crate::cpu::asm;
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::{Mfn, PAGE_SIZE};
-use philoxen_paging::buddy::{Buddy, MAX_ORDER};
+use philoxen_paging::buddy::{Block, Buddy, MAX_ORDER};
 use philoxen_paging::frame::{Frame, FrameTable};
 use spin::{Mutex, Once};
 use tables::{LARGE_SIZE, Root};
@@ -45,6 +45,12 @@ const M2P_WRITE: u64 = 0xffff_8140_0000_0000;
 /// Device memory; its first page is for short-lived mappings.
 const DEVICES: u64 = 0xffff_8200_0000_0000;
 const DEVICES_END: u64 = 0xffff_8280_0000_0000;
+/// Frames that domains never get: the hypervisor's own needs come from them when domains have all others.
+const RESERVE: u64 = 512;
+/// Frames below which a request that needs more than a few small objects is refused before it begins.
+const SCARCE: u64 = RESERVE / 2;
+/// Frames that only small objects of the heap may use: their allocation is not expected to fail.
+const LAST: u64 = RESERVE / 4;
 /// What is below belongs to firmware, and to the code that starts other processors; the allocator never has it.
 const LOW: u64 = 1 << 20;
 /// Slot that nothing uses.
@@ -113,6 +119,25 @@ pub fn buddy() -> &'static Mutex<Buddy> {
     &BUDDY
 }
 
+/// Frames that domains may still be given.
+pub fn free_for_domains() -> u64 {
+    BUDDY.lock().free_frames().saturating_sub(RESERVE)
+}
+
+/// A block of 2^`order` frames for a domain, below 2^`max_bits` unless that is 0.
+pub fn alloc_for_domain(order: u32, max_bits: u32) -> Option<Block> {
+    let mut buddy = BUDDY.lock();
+    if buddy.free_frames() < RESERVE.saturating_add(1 << order) {
+        return None;
+    }
+    buddy.alloc_block(&frames(), order, max_bits)
+}
+
+/// True if the hypervisor is short of memory for itself: what needs more than small objects is to be refused.
+pub fn is_scarce() -> bool {
+    BUDDY.lock().free_frames() < SCARCE
+}
+
 /// Treats the first MiB as device memory from now on: firmware left things there that Domain 0 looks for, such as the iBFT.
 /// Once, after the modules were taken (some may lie there).
 pub fn open_low_memory() {
@@ -156,6 +181,14 @@ fn alloc_cut(count: u64, order: u32) -> Option<Mfn> {
     }
     give_back(block.start.0 + count, (1 << order) - count, block.dirty);
     Some(block.start)
+}
+
+/// As [`alloc_cut`], but not of the last frames once domains can run.
+fn alloc_more(count: u64, order: u32) -> Option<Mfn> {
+    if FLUSH.get().is_some() && BUDDY.lock().free_frames() < LAST.saturating_add(1 << order) {
+        return None;
+    }
+    alloc_cut(count, order)
 }
 
 /// `count` consecutive frames for the hypervisor.

@@ -111,7 +111,7 @@ fn processors_in_use() -> u32 {
 
 fn physical(record: &Record) -> Result<i64> {
     let cpus = processors_in_use();
-    let free = memory::buddy().lock().free_frames();
+    let free = memory::free_for_domains();
     let words = leaves::feature_words(policy::default(true));
     let mut hw_cap = [0; 8];
     for (to, from) in hw_cap.iter_mut().zip(words) {
@@ -176,7 +176,7 @@ fn processors(record: &Record) -> Result<i64> {
 
 fn heap(record: &Record) -> Result<i64> {
     let mut request: abi::AvailHeap = record.read()?;
-    request.avail_bytes = memory::buddy().lock().free_frames() * PAGE_SIZE;
+    request.avail_bytes = memory::free_for_domains() * PAGE_SIZE;
     record.write(&request)
 }
 
@@ -205,7 +205,7 @@ fn nodes(record: &Record) -> Result<i64> {
     if request.num_nodes != 0 && !sizes.is_null() {
         let entry = abi::NodeMemory {
             size: memory::total_ram(),
-            free: memory::buddy().lock().free_frames() * PAGE_SIZE,
+            free: memory::free_for_domains() * PAGE_SIZE,
         };
         LoadedGuest.write(sizes, &entry)?;
     }

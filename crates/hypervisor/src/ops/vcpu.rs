@@ -90,10 +90,12 @@ enum Area {
 }
 
 fn up(running: &Running, target: &Vcpu) -> Result<i64> {
+    time::write_time(&running.domain, target.id);
+    // Held until it is up: a tool may be taking its registers away at the same time.
+    let _parked = target.parked.lock();
     if !target.initialised.load(Ordering::Acquire) {
         return Err(Errno::EINVAL);
     }
-    time::write_time(&running.domain, target.id);
     schedule::bring_up(&running.domain, target.id);
     Ok(0)
 }

@@ -4,6 +4,7 @@
 pub mod cell;
 pub mod check;
 pub mod console;
+pub mod domctl;
 pub mod entry;
 pub mod events;
 pub mod hyper;

@@ -4,6 +4,7 @@
 mod boot;
 mod crash;
 mod descriptors;
+mod domains;
 mod emulation;
 mod events;
 mod exceptions;
@@ -38,6 +39,7 @@ pub const THEMES: &[Theme] = &[
     ("fpu", fpu::run),
     ("no-xsave", fpu::hidden),
     ("smp", smp::run),
+    ("domains", domains::run),
     ("crash-unmapped-stack", crash::unmapped_stack),
     ("crash-hypervisor-stack", crash::hypervisor_stack),
     ("crash-m2p-stack", crash::m2p_stack),
