@@ -19,6 +19,14 @@ macro_rules! operations {
         /// Requests (`XEN_DOMCTL_*`).
         pub mod op {
             $(#[doc = concat!("`XEN_DOMCTL_", stringify!($name), "`, in small letters in the header.")] pub const $name: u32 = $value;)*
+
+            /// Name of operation `number`, for messages.
+            pub const fn name(number: u32) -> &'static str {
+                match number {
+                    $($value => stringify!($name),)*
+                    _ => "(unknown)",
+                }
+            }
         }
     };
 }

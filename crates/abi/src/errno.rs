@@ -15,6 +15,15 @@ macro_rules! errnos {
                 -(self.0 as i64)
             }
         }
+
+        impl core::fmt::Display for Errno {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                match self.0 {
+                    $($value => f.write_str(concat!(stringify!($name), ": ", $doc)),)*
+                    other => write!(f, "error {other}"),
+                }
+            }
+        }
     };
 }
 

@@ -16,6 +16,14 @@ macro_rules! operations {
         /// Requests (`XEN_SYSCTL_*`).
         pub mod op {
             $(#[doc = concat!("`XEN_SYSCTL_", stringify!($name), "`, in small letters in the header.")] pub const $name: u32 = $value;)*
+
+            /// Name of operation `number`, for messages.
+            pub const fn name(number: u32) -> &'static str {
+                match number {
+                    $($value => stringify!($name),)*
+                    _ => "(unknown)",
+                }
+            }
         }
     };
 }

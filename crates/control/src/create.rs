@@ -29,28 +29,66 @@ pub struct Wanted {
     pub grant_version: u32,
 }
 
+/// A creation record that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What the tool is told.
+    pub errno: Errno,
+    /// What the console is told: tools show the number only.
+    pub why: &'static str,
+}
+
 /// Checks a creation record.
 ///
 /// # Errors
 /// `EINVAL` for what a PV domain cannot be or have, `EOPNOTSUPP` without an IOMMU, `ESRCH` for an unknown processor pool.
-pub fn check(request: &CreateDomain) -> Result<Wanted> {
-    if request.flags & cdf::IOMMU != 0 || request.iommu_opts != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
+pub fn check(request: &CreateDomain) -> core::result::Result<Wanted, Refused> {
     let version = request.grant_opts & 0xf;
-    let bad = request.flags & !(cdf::XS_DOMAIN | cdf::OOS_OFF) != 0
-        || request.max_vcpus == 0
-        || request.max_vcpus > MAX_VCPUS
-        || request.vmtrace_size != 0
-        || request.grant_opts & !0xf != 0
-        || version > GRANT_VERSION
-        || request.arch.emulation_flags != 0
-        || request.arch.misc_flags & !MISC_MSR_RELAXED != 0;
-    if bad {
-        return Err(Errno::EINVAL);
-    }
-    if request.cpupool_id != 0 {
-        return Err(Errno::ESRCH);
+    let flags = cdf::XS_DOMAIN | cdf::OOS_OFF;
+    let rules = [
+        (
+            request.flags & cdf::IOMMU != 0 || request.iommu_opts != 0,
+            Errno::EOPNOTSUPP,
+            "there is no IOMMU for it",
+        ),
+        (
+            request.flags & cdf::HVM != 0,
+            Errno::EINVAL,
+            "only PV domains can be made",
+        ),
+        (
+            request.flags & !flags != 0,
+            Errno::EINVAL,
+            "it has an unknown flag",
+        ),
+        (
+            request.max_vcpus == 0 || request.max_vcpus > MAX_VCPUS,
+            Errno::EINVAL,
+            "a domain has 1 to 512 vCPUs",
+        ),
+        (
+            request.vmtrace_size != 0,
+            Errno::EINVAL,
+            "vCPUs cannot be traced",
+        ),
+        (
+            request.grant_opts & !0xf != 0 || version > GRANT_VERSION,
+            Errno::EINVAL,
+            "grant tables have version 1 or 2",
+        ),
+        (
+            request.arch.emulation_flags != 0 || request.arch.misc_flags & !MISC_MSR_RELAXED != 0,
+            Errno::EINVAL,
+            "PV domains have no emulated devices",
+        ),
+        (
+            request.cpupool_id != 0,
+            Errno::ESRCH,
+            "processor pool 0 is the only one",
+        ),
+    ];
+    if let Some((_, errno, why)) = rules.into_iter().find(|(broken, ..)| *broken) {
+        return Err(Refused { errno, why });
     }
     Ok(Wanted {
         handle: request.handle,
@@ -207,7 +245,8 @@ mod tests {
             ),
         ];
         for (request, errno) in cases {
-            assert_eq!(check(&request), Err(errno), "{request:?}");
+            let refused = check(&request).unwrap_err();
+            assert_eq!(refused.errno, errno, "{request:?}");
         }
     }
 

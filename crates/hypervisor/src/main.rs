@@ -26,6 +26,7 @@ mod paging;
 mod policy;
 mod ports;
 mod power;
+mod refusal;
 mod schedule;
 mod smp;
 mod start;

@@ -87,6 +87,9 @@ impl Machine for Hv {
     fn alloc_block(&self, order: u32, max_bits: u32) -> Option<Block> {
         memory::alloc_for_domain(order, max_bits)
     }
+    fn extent_refused(&self, caller: DomId, domain: &DomainMemory, order: u32, errno: Errno) {
+        crate::refusal::memory(caller, domain, order, errno);
+    }
     fn free_frame(&self, mfn: Mfn, dirty: bool, stamp: u64) {
         memory::buddy()
             .lock()

@@ -8,7 +8,7 @@ use crate::host::load_root;
 use crate::ops::{
     console, control, domctl, events, grant, memory, misc, multicall, physdev, sched, sysctl, vcpu,
 };
-use crate::traps;
+use crate::{refusal, traps};
 use philoxen_abi::addr::GuestWords;
 use philoxen_abi::arch::IretContext;
 use philoxen_abi::hypercall::{self as nr, Budget};
@@ -126,7 +126,10 @@ fn dispatch_cold(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5])
     match allowed(number) {
         Allowed::All => {}
         Allowed::Privileged if running.domain.privileged => {}
-        Allowed::Privileged => return Errno::EPERM.into(),
+        Allowed::Privileged => {
+            refusal::not_privileged(running, number);
+            return Errno::EPERM.into();
+        }
         Allowed::Nobody => return Errno::ENOSYS.into(),
     }
     match number {

@@ -74,6 +74,8 @@ pub trait Machine: Copy {
     fn hypervisor_l4_entry(&self, slot: usize) -> u64;
     /// Takes a block from the allocator ([`crate::buddy::Buddy::alloc_block`] under its lock).
     fn alloc_block(&self, order: u32, max_bits: u32) -> Option<Block>;
+    /// Hears that `domain` could not be given or rid of 2^`order` frames, for those who read the console.
+    fn extent_refused(&self, _caller: DomId, _domain: &DomainMemory, _order: u32, _errno: Errno) {}
     /// Gives a frame back to the allocator ([`crate::buddy::Buddy::free_block`] under its lock).
     fn free_frame(&self, mfn: Mfn, dirty: bool, stamp: u64);
     /// A pause while another processor finishes.

@@ -89,7 +89,9 @@ fn reservation<M: Machine, D: Domains, G: GuestMemory>(
                 },
             ),
         };
-        if done.is_err() {
+        if let Err(errno) = done {
+            cx.machine
+                .extent_refused(cx.domain.id(), domain, request.extent_order, errno);
             return Ok(Flow::Done(index as i64));
         }
         budget.spend(frames.saturating_mul(16));

@@ -5,7 +5,7 @@ use crate::cpu::Running;
 use crate::domain::Domain;
 use crate::host::Hv;
 use crate::irq::{DomainPirqs, HeldPage, IRQS};
-use crate::{smp, time};
+use crate::{refusal, smp, time};
 use philoxen_abi::physdev as abi;
 use philoxen_abi::{DomId, Errno, Flow, GuestMemory, GuestVa, Mfn, Result};
 use philoxen_hw::cpu::asm;
@@ -120,5 +120,11 @@ pub fn platform_op(running: &Running, arg: u64) -> Flow {
     if running.domain.id != DomId::DOM0 {
         return Errno::EPERM.into();
     }
-    philoxen_physdev::platform_op(&Machine(&running.domain), &LoadedGuest, GuestVa(arg))
+    let flow = philoxen_physdev::platform_op(&Machine(&running.domain), &LoadedGuest, GuestVa(arg));
+    if let Flow::Done(value) = flow
+        && let Ok(number @ 1..=4095) = i32::try_from(value.wrapping_neg())
+    {
+        refusal::request(running, format_args!("platform_op"), Errno(number));
+    }
+    flow
 }

@@ -3,7 +3,7 @@
 
 use crate::cpu::{self, CONSOLE, Running};
 use crate::ops::domctl::info::domain_info;
-use crate::{domain, input, policy, schedule, smp};
+use crate::{domain, input, policy, refusal, schedule, smp};
 use core::sync::atomic::{AtomicU32, Ordering};
 use philoxen_abi::domctl::{DomainInfo, MsrEntry, SCHEDULER_CREDIT2};
 use philoxen_abi::sysctl::{self as abi, RECORD, cpupool, op, physcap};
@@ -45,33 +45,41 @@ pub fn sysctl(running: &Running, arg: u64) -> Flow {
         Ok(header) => header,
         Err(errno) => return errno.into(),
     };
-    if header.interface_version != abi::INTERFACE_VERSION {
-        return Errno::EACCES.into();
+    let done = if header.interface_version == abi::INTERFACE_VERSION {
+        dispatch(running, header.cmd, &Record(arg.add(RECORD)))
+    } else {
+        Err(Errno::EACCES)
+    };
+    if let Err(errno) = done {
+        let name = op::name(header.cmd);
+        refusal::request(running, format_args!("sysctl {name}"), errno);
     }
-    let record = Record(arg.add(RECORD));
-    match header.cmd {
-        op::READCONSOLE => read_console(&record),
-        op::PHYSINFO => physical(&record),
+    done.into()
+}
+
+fn dispatch(running: &Running, cmd: u32, record: &Record) -> Result<i64> {
+    match cmd {
+        op::READCONSOLE => read_console(record),
+        op::PHYSINFO => physical(record),
         op::SCHED_ID => record.write(&SCHEDULER_CREDIT2),
-        op::GETDOMAININFOLIST => domains(&record),
-        op::DEBUG_KEYS => debug_keys(&record),
-        op::GETCPUINFO => processors(&record),
-        op::AVAILHEAP => heap(&record),
-        op::CPUTOPOINFO => topology(&record),
-        op::NUMAINFO => nodes(&record),
-        op::CPUPOOL_OP => pool(running, &record),
-        op::SCHEDULER_OP => scheduler(&record),
-        op::PCITOPOINFO => devices(&record),
+        op::GETDOMAININFOLIST => domains(record),
+        op::DEBUG_KEYS => debug_keys(record),
+        op::GETCPUINFO => processors(record),
+        op::AVAILHEAP => heap(record),
+        op::CPUTOPOINFO => topology(record),
+        op::NUMAINFO => nodes(record),
+        op::CPUPOOL_OP => pool(running, record),
+        op::SCHEDULER_OP => scheduler(record),
+        op::PCITOPOINFO => devices(record),
         // No masking of CPUID by hardware: PV guests ask us, or see what is there.
         op::GET_CPU_LEVELLING_CAPS => record.write(&0u32),
-        op::GET_CPU_FEATURESET => featureset(&record),
-        op::GET_CPU_POLICY => cpu_policy(&record),
+        op::GET_CPU_FEATURESET => featureset(record),
+        op::GET_CPU_POLICY => cpu_policy(record),
         // Neither frequencies nor cache allocation are managed.
         op::PM_OP | op::GET_PMSTAT | op::PSR_CMT_OP | op::PSR_ALLOC => Err(Errno::ENODEV),
         op::CPU_HOTPLUG | op::LIVEPATCH_OP => Err(Errno::EOPNOTSUPP),
         _ => Err(Errno::ENOSYS),
     }
-    .into()
 }
 
 fn read_console(record: &Record) -> Result<i64> {

@@ -13,7 +13,8 @@ use philoxen_abi::hypercall::Budget;
 use philoxen_abi::{DomId, Errno, GuestMemory, GuestVa, Pfn, Result};
 use philoxen_control::{bitmap, create as checks};
 use philoxen_hw::cpu::guest::LoadedGuest;
-use philoxen_hw::dev;
+use philoxen_hw::log::Level;
+use philoxen_hw::{dev, guest_log};
 use philoxen_paging::validate::Stop;
 
 /// Bits of an address of any domain.
@@ -24,7 +25,14 @@ const PORTS: u64 = 0x1_0000;
 /// `createdomain`.
 pub fn create(id: DomId, arg: GuestVa) -> Result<i64> {
     let record: CreateDomain = LoadedGuest.read(arg.add(RECORD))?;
-    let wanted = checks::check(&record)?;
+    let wanted = checks::check(&record).map_err(|refused| {
+        guest_log!(
+            Level::Warning,
+            "no such domain can be made: {}",
+            refused.why
+        );
+        refused.errno
+    })?;
     let domain = lifecycle::create(id, &wanted)?;
     LoadedGuest.write(domain_field(arg), &domain.id.0)?;
     Ok(0)

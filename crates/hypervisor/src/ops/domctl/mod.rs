@@ -10,6 +10,7 @@ mod vcpu;
 
 use crate::cpu::Running;
 use crate::domain::{self, Domain};
+use crate::refusal;
 use crate::syscall::budget;
 use alloc::sync::Arc;
 use philoxen_abi::domctl::{self as abi, DOMAIN, RECORD, op};
@@ -62,7 +63,11 @@ pub fn domctl(running: &Running, arg: u64) -> Flow {
     };
     match dispatch(running, &header, GuestVa(arg)) {
         Ok(value) => Flow::Done(value),
-        Err(Stop::Failed(errno)) => errno.into(),
+        Err(Stop::Failed(errno)) => {
+            let (name, domain) = (op::name(header.cmd), header.domain);
+            refusal::request(running, format_args!("domctl {name} of d{domain}"), errno);
+            errno.into()
+        }
         Err(Stop::Again) => Flow::Again([arg, 0, 0, 0, 0]),
     }
 }
