@@ -251,8 +251,10 @@ pub struct Special {
     pub theme: &'static str,
     /// More hypervisor arguments.
     pub args: &'static str,
-    /// What the kernel prints where the machine does not have what the theme is about.
+    /// What the console must not say: where the machine does not have what the theme is about, or something is wrong.
     pub forbids: &'static str,
+    /// What it must say besides the verdict.
+    pub wants: &'static str,
 }
 
 /// The themes that need it.
@@ -262,11 +264,20 @@ pub const SPECIAL: &[Special] = &[
         theme: "smp",
         args: "dom0_max_vcpus=2",
         forbids: "GUEST-INFO smp one vCPU alone",
+        wants: "",
     },
     Special {
         theme: "no-xsave",
         args: "dom0-cpuid=no-xsave",
         forbids: "GUEST-INFO no-xsave not hidden",
+        wants: "",
+    },
+    Special {
+        // With grants and foreign mappings in use, with a dead domain's frames mapped, and after all.
+        theme: "domains",
+        args: "",
+        forbids: "frames with wrong counts",
+        wants: "page audit: all counts agree",
     },
 ];
 

@@ -448,6 +448,10 @@ fn guest(parts: &Parts, theme: &str, legacy: bool, log: &Path) -> Result<String>
     if let Some(line) = special.and_then(|special| outcome.line(special.forbids)) {
         bail!("{line}");
     }
+    if let Some(special) = special {
+        let said = outcome.line(special.wants).is_some();
+        ensure!(said, "the console does not say `{}`", special.wants);
+    }
     ensure!(
         outcome.end == End::Off,
         "the machine did not power off after its verdict"

@@ -179,6 +179,13 @@ impl Maptrack {
             by_entry: slot.flags & ENTRY != 0,
         })
     }
+    /// Calls `each` for the frame of every used handle, which holds one reference to it: a writable one if so told.
+    pub fn held(&self, mut each: impl FnMut(Mfn, bool)) {
+        let used = |slot: &&Slot| slot.granter.is_some();
+        for slot in self.chunks.iter().flatten().filter(used) {
+            each(Mfn(slot.mfn.into()), slot.flags & READONLY == 0);
+        }
+    }
     /// Ends a claim by giving its uses back.
     pub fn restore(&mut self, handle: u32, uses: Use) {
         if let Some(slot) = self.slot(handle) {

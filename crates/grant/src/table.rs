@@ -86,6 +86,10 @@ impl GrantTable {
     pub fn handles_in_use(&self) -> u32 {
         self.maptrack.lock().used()
     }
+    /// The references that the domain's handles hold, each to a frame and writable or not (for an audit).
+    pub fn held(&self, each: impl FnMut(Mfn, bool)) {
+        self.maptrack.lock().held(each);
+    }
     /// Frame `index` of a kind, if there is one; status frames only while the version is 2.
     pub fn frame(&self, kind: FrameKind, index: u32) -> Option<Mfn> {
         let entries = self.entries.lock();

@@ -192,6 +192,10 @@ fn held_by(domain: &Domain, held: &mut Vec<(Mfn, Held)>) {
     domain
         .events
         .pinned(|frame| held.push((frame, Held::Typed)));
+    domain.grants.held(|frame, writable| {
+        let kind = if writable { Held::Typed } else { Held::General };
+        held.push((frame, kind));
+    });
     domain
         .pirqs
         .with_page(|page| held.push((page.frame(), Held::Typed)));

@@ -11,7 +11,8 @@ use philoxen_hw::log::Level;
 use philoxen_paging::DomainMemory;
 
 /// What tools meet while they look for something, or try what not every machine has.
-const ORDINARY: [Errno; 7] = [
+const ORDINARY: [Errno; 8] = [
+    Errno::ENOENT,
     Errno::ESRCH,
     Errno::ENOSYS,
     Errno::EOPNOTSUPP,
@@ -54,8 +55,8 @@ pub fn not_privileged(running: &Running, hypercall: u64) {
 #[cold]
 #[inline(never)]
 pub fn memory(caller: DomId, domain: &DomainMemory, order: u32, errno: Errno) {
-    // A balloon that meets its own limit is nothing special.
-    let level = if caller == domain.id() {
+    // Tools try smaller extents next, and a balloon that meets its own limit is nothing special.
+    let level = if order != 0 || caller == domain.id() {
         Level::Debug
     } else {
         Level::Warning

@@ -8,6 +8,7 @@ use philoxen_abi::hypercall as nr;
 const DOMCTL_VERSION: u64 = 0x15;
 const SYSCTL_VERSION: u64 = 0x15;
 const PHYSINFO: u64 = 3;
+const DEBUG_KEYS: u64 = 7;
 const GETDOMAININFO: u64 = 5;
 const CREATEDOMAIN: u64 = 1;
 
@@ -78,7 +79,16 @@ pub fn free_pages() -> u64 {
     request[1 + 6]
 }
 
-/// Takes `count` pages for `domain`; their frames.
+/// Types `key` on the hypervisor's console (`XEN_SYSCTL_debug_keys`).
+pub fn debug_key(mut key: u8) -> i64 {
+    let mut request = [0; 18];
+    request[0] = DEBUG_KEYS | SYSCTL_VERSION << 32;
+    request[1] = hyper::address(&mut key);
+    request[2] = 1;
+    hyper::call(nr::SYSCTL, [hyper::address(&mut request), 0, 0, 0, 0])
+}
+
+/// Takes `N` pages for `domain`; their frames.
 pub fn populate<const N: usize>(domain: u16) -> Option<[u64; N]> {
     let mut list = core::array::from_fn(|pfn| pfn as u64);
     let mut reservation = hyper::Reservation {

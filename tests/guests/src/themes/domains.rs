@@ -147,6 +147,7 @@ pub fn run(t: &mut Checks) {
         }
     }
     unfinished(t, &desk);
+    audit(t);
     exhaustion(t);
 }
 
@@ -315,7 +316,13 @@ fn life(t: &mut Checks, desk: &Desk) {
     granted_to_it(t, desk, &mut puppet);
     let table = granted_by_it(t, desk, &mut puppet);
     transferred(t, desk, &mut puppet, table);
+    audit(t);
     death(t, desk, &mut puppet);
+}
+
+/// Has the hypervisor recount every reference; who started this theme looks at what it says.
+fn audit(t: &mut Checks) {
+    t.ok("audit", domctl::debug_key(b'A'));
 }
 
 /// What a domain without control of the machine cannot do.
@@ -483,6 +490,7 @@ fn death(t: &mut Checks, desk: &Desk, puppet: &mut Puppet) {
     t.ok("its data page", puppet.data.unmap());
     t.equal("entry in use", desk.table.word(REF) & 0x18, 0x18);
     t.ok("destroy", domctl(DESTROY, id, &[]));
+    audit(t);
     t.equal("our page is ours again", desk.table.word(REF) & 0x18, 0);
     desk.table.set_word(REF, 0);
     t.equal(
