@@ -263,6 +263,47 @@ pub struct PageFrameInfo3 {
 /// `struct xen_domctl_nodeaffinity`.
 pub type NodeAffinity = Bitmap;
 
+/// Operations of [`ShadowOp`] (`XEN_DOMCTL_SHADOW_OP_*`): those of a log of written pages.
+pub mod shadow {
+    /// No log any more.
+    pub const OFF: u32 = 0;
+    /// A log from here on; the same as [`ENABLE`] with [`ENABLE_LOG_DIRTY`].
+    pub const ENABLE_LOGDIRTY: u32 = 2;
+    /// Gives the log and empties it.
+    pub const CLEAN: u32 = 11;
+    /// Gives the log.
+    pub const PEEK: u32 = 12;
+    /// Turns on what `mode` says.
+    pub const ENABLE: u32 = 32;
+    /// Mode of [`ENABLE`]: `XEN_DOMCTL_SHADOW_ENABLE_LOG_DIRTY`.
+    pub const ENABLE_LOG_DIRTY: u32 = 1 << 2;
+    /// Mode of [`CLEAN`] and [`PEEK`]: `XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL`.
+    pub const LOGDIRTY_FINAL: u32 = 1 << 0;
+}
+
+/// `struct xen_domctl_shadow_op`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ShadowOp {
+    /// One of [`shadow`].
+    pub op: u32,
+    /// Depends on `op`.
+    pub mode: u32,
+    /// Megabytes for shadow page tables.
+    pub mb: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Guest address of the bitmap, a bit for each page of the domain's own numbering; null for none.
+    pub dirty_bitmap: u64,
+    /// Bits that the bitmap has room for; how many were given.
+    pub pages: u64,
+    /// Faults taken for the log.
+    pub fault_count: u32,
+    /// Bits set.
+    pub dirty_count: u32,
+}
+const _: () = assert!(size_of::<ShadowOp>() == 40);
+
 /// [`VcpuAffinity::flags`]: the hard affinity is meant (`XEN_VCPUAFFINITY_HARD`).
 pub const AFFINITY_HARD: u32 = 1;
 /// [`VcpuAffinity::flags`]: the soft affinity is meant (`XEN_VCPUAFFINITY_SOFT`).

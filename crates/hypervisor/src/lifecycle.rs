@@ -20,7 +20,7 @@ use philoxen_control::create::{Numbers, Wanted};
 use philoxen_control::info::Share;
 use philoxen_control::ranges::Access;
 use philoxen_hw::memory;
-use philoxen_paging::{Progress, mmuext, relinquish, validate};
+use philoxen_paging::{Progress, log, mmuext, relinquish, validate};
 use spin::{Mutex, RwLock};
 
 /// How far a domain's destruction has got.
@@ -241,6 +241,7 @@ pub fn destroy(domain: &Arc<Domain>, budget: &mut Budget) -> bool {
         domain.life.kill();
     }
     domain.memory.set_dying();
+    log::stop(Hv, &domain.memory);
     loop {
         // Whoever is at it on another processor goes on; waiting for it here could be waiting for each other, as destroying
         // one domain can free the last grant of another.

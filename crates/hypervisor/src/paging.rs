@@ -8,7 +8,7 @@ use crate::syscall::budget;
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 use philoxen_abi::memory::E820Entry;
 use philoxen_abi::{DomId, Errno, GuestVa, Mfn, PAGE_SIZE, Pfn, Result};
 use philoxen_hw::cpu::{MAX_CPUS, asm, cpu_id, window};
@@ -97,6 +97,11 @@ impl Machine for Hv {
     }
     fn relax(&self) {
         asm::relax();
+    }
+    #[inline]
+    fn logs(&self) -> &'static AtomicU32 {
+        static LOGS: AtomicU32 = AtomicU32::new(0);
+        &LOGS
     }
     fn check_descriptor(&self, value: u64) -> Option<u64> {
         descriptor::check(value)

@@ -156,7 +156,7 @@ fn dispatch_cold(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5])
         nr::PHYSDEV_OP => physdev::physdev_op(running, a, b),
         nr::PLATFORM_OP => physdev::platform_op(running, a),
         nr::SYSCTL => sysctl::sysctl(running, a),
-        nr::DOMCTL => domctl::domctl(running, a),
+        nr::DOMCTL => domctl::domctl(running, a, b),
         _ => Errno::ENOSYS.into(),
     }
 }

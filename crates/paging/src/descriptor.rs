@@ -4,6 +4,7 @@
 //! A frame in use as a descriptor table stays one during the write; any other is written as if it were mapped
 //! writable. The descriptor is checked either way, so that building a table this way finds errors early.
 
+use crate::log;
 use crate::machine::{Cx, Domains, Machine};
 use crate::validate::{put_flat, share_owned, take_writable};
 use crate::word::Kind;
@@ -33,6 +34,7 @@ fn update<M: Machine, D: Domains>(
     if let Some(slot) = cx.machine.words(mfn).get(index) {
         slot.store(stored, Ordering::Release);
     }
+    log::written(cx.machine, frame);
     put_flat(cx.machine, mfn, frame);
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! table is carried out as an entry change, with the same checks and the same atomicity as the instruction had.
 
 use crate::entry::{self, RW};
+use crate::log;
 use crate::machine::{Cx, Domains, Machine};
 use crate::update::Mode;
 use crate::va_mapping::lookup_l1e;
@@ -71,6 +72,7 @@ pub fn emulate_pte_write<M: Machine, D: Domains>(
         (within * 8, size),
         access,
     );
+    log::written(cx.machine, frame);
     if put_typed(cx.machine, table, frame, &mut Budget::unlimited()).is_err() {
         cx.roots.set_deferred(Some(table));
     }

@@ -27,6 +27,9 @@ pub const PSE: u64 = 1 << 7;
 pub const PAT: u64 = 1 << 7;
 /// Global.
 pub const G: u64 = 1 << 8;
+/// In an L1 entry: the guest stored it without [`US`], so it is its kernel's. The guest sees the bit, and an entry that
+/// it stores with it stays its kernel's. Nothing but the log of writes ([`crate::log`]) goes by it.
+pub const KERNEL: u64 = 1 << 52;
 /// No execute.
 pub const NX: u64 = 1 << 63;
 /// Machine address bits.
@@ -40,6 +43,19 @@ pub const fn mfn(entry: u64) -> Mfn {
     Mfn((entry & ADDR) >> PAGE_SHIFT)
 }
 
+/// A present L1 entry as a guest gave it, made user-accessible and not global; [`KERNEL`] remembers whose it is.
+#[inline]
+pub const fn leaf(raw: u64) -> u64 {
+    let kernel = (raw & US ^ US) << (KERNEL.trailing_zeros() - US.trailing_zeros());
+    (raw | kernel | US) & !G
+}
+
+/// True for an entry through which can be written without a trace in the entry.
+#[inline]
+pub const fn is_written(entry: u64) -> bool {
+    entry & (P | RW | D) == P | RW | D
+}
+
 /// True for a present entry.
 #[inline]
 pub const fn is_present(entry: u64) -> bool {
@@ -49,13 +65,13 @@ pub const fn is_present(entry: u64) -> bool {
 /// A present L1 entry for RAM: always write-back, so that no alias with another memory type exists (XSA-402).
 #[inline]
 pub const fn ram_leaf(raw: u64) -> u64 {
-    (raw | US) & !(G | CACHE)
+    leaf(raw) & !CACHE
 }
 
 /// A present L1 entry for what is not RAM: write-back is made uncached (XSA-154), other types are as asked.
 #[inline]
 pub const fn io_leaf(raw: u64) -> u64 {
-    let entry = (raw | US) & !G;
+    let entry = leaf(raw);
     if entry & CACHE == 0 {
         entry | PCD
     } else {

@@ -6,6 +6,7 @@
 //! that runs through their own type words; only then is the replacement allocated. Both lists of the guest are
 //! checked before anything is touched, and every access goes through the checked guest copy (XSA-29, 212).
 
+use crate::log;
 use crate::machine::{Cx, DomainMemory, Domains, Machine};
 use crate::reservation::{max_order, own, take_clean};
 use crate::validate::free;
@@ -155,6 +156,7 @@ fn one_chunk<M: Machine, G: GuestMemory>(
                 // known any more, so the next use as a table flushes.
                 frame.set_kind(TypeWord::idle(Kind::None, machine.tlb_clock()));
                 frame.set_owner(OwnerWord::allocated(plan.domain.id()));
+                log::written(machine, frame);
             }
         }
         return Err(errno);

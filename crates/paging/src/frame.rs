@@ -219,7 +219,37 @@ impl Frame {
     /// One compare-and-swap from "one reference, allocated" leaves no window without an owner (XSA-287). The type
     /// word of a frame with one reference is idle, because a typed use would hold a second one.
     pub fn steal(&self, domain: DomId) -> bool {
-        self.swap_owner(OwnerWord::allocated(domain), OwnerWord::HYPERVISOR)
+        loop {
+            let word = self.owner();
+            if word.unwritten() != OwnerWord::allocated(domain) {
+                return false;
+            }
+            if self.swap_owner(word, OwnerWord::HYPERVISOR) {
+                return true;
+            }
+        }
+    }
+    /// Marks a guest's frame as written to.
+    pub fn note_written(&self) {
+        loop {
+            let word = self.owner();
+            let Some(new) = word.written() else { return };
+            if self.swap_owner(word, new) {
+                return;
+            }
+        }
+    }
+    /// Takes the mark of a write from a frame of `domain`; false if there was none.
+    pub fn take_written(&self, domain: DomId) -> bool {
+        loop {
+            let word = self.owner();
+            if !word.is_owned_by(domain) || !word.is_written() {
+                return false;
+            }
+            if self.swap_owner(word, word.unwritten()) {
+                return true;
+            }
+        }
     }
 }
 

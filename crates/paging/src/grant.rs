@@ -8,7 +8,8 @@
 //! there are never more of them than handles. A leaf goes only if it still is what was mapped, writability included
 //! (XSA-227, XSA-234).
 
-use crate::entry::{self, A, ADDR, D as DIRTY, NX, P, RW, US};
+use crate::entry::{self, A, ADDR, D as DIRTY, KERNEL, NX, P, RW, US};
+use crate::log;
 use crate::machine::{Cx, DomainMemory, Domains, Machine};
 use crate::reservation::own;
 use crate::update::Mode;
@@ -45,10 +46,11 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// A kernel's leaf, whatever part of the address space it is for: one for a domain's own frame must stay as it is.
     const fn raw(self, avail: u32) -> u64 {
         let rw = if self.writable { RW | DIRTY } else { 0 };
         let avail = (avail as u64 & AVAIL_MASK) << AVAIL_SHIFT;
-        (self.mfn.0 << PAGE_SHIFT) & ADDR | P | US | A | NX | rw | avail
+        (self.mfn.0 << PAGE_SHIFT) & ADDR | P | US | KERNEL | A | NX | rw | avail
     }
     const fn is(self, raw: u64) -> bool {
         entry::is_present(raw)
@@ -183,6 +185,7 @@ fn with_slot<M: Machine, D: Domains, R>(
         Some(slot) => work(Tables::new(cx.machine, cx.domain), slot),
         None => Err(Errno::EINVAL),
     };
+    log::written(cx.machine, frame);
     if put_typed(cx.machine, table, frame, &mut Budget::unlimited()).is_err() {
         cx.roots.set_deferred(Some(table));
     }

@@ -21,6 +21,7 @@ pub mod entry;
 mod exchange;
 pub mod frame;
 pub mod grant;
+pub mod log;
 pub mod machine;
 mod memory_info;
 pub mod mmu_update;

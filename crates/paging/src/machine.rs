@@ -3,8 +3,9 @@
 
 use crate::buddy::Block;
 use crate::frame::FrameTable;
+use crate::log::WriteLog;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::memory::E820Entry;
 use philoxen_abi::{DomId, Errno, Mfn, Result};
 use spin::Mutex;
@@ -80,6 +81,8 @@ pub trait Machine: Copy {
     fn free_frame(&self, mfn: Mfn, dirty: bool, stamp: u64);
     /// A pause while another processor finishes.
     fn relax(&self);
+    /// How many domains have a log of writes; see [`crate::log`].
+    fn logs(&self) -> &'static AtomicU32;
     /// The value to store for segment descriptor `descriptor` (its privilege may be lowered), or `None` if a guest may not
     /// have it in a loaded table.
     fn check_descriptor(&self, descriptor: u64) -> Option<u64>;
@@ -111,6 +114,8 @@ pub struct DomainMemory {
     shared_info: AtomicU64,
     cursor: AtomicU64,
     memory_map: Mutex<Vec<E820Entry>>,
+    /// Its log of writes.
+    pub(crate) log: WriteLog,
 }
 
 impl DomainMemory {
@@ -125,6 +130,7 @@ impl DomainMemory {
             shared_info: AtomicU64::new(0),
             cursor: AtomicU64::new(0),
             memory_map: Mutex::new(Vec::new()),
+            log: WriteLog::new(),
         }
     }
     /// The domain's number.

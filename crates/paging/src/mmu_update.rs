@@ -5,6 +5,7 @@
 //! its live type, and a reference to that type is held while the entry changes (XSA-109, 401).
 
 use crate::frame::Frame;
+use crate::log;
 use crate::machine::{Cx, Domains, Machine};
 use crate::update::Mode;
 use crate::validate::{
@@ -201,7 +202,7 @@ fn one<M: Machine, D: Domains>(
     upper(cx, tables, (mfn, frame, index), (request.val, mode), budget)
 }
 
-/// Drops the table reference held during the change.
+/// Drops the table reference held during the change, which is in the log.
 #[inline]
 fn release<M: Machine, D: Domains>(
     cx: &Cx<'_, M, D>,
@@ -209,6 +210,7 @@ fn release<M: Machine, D: Domains>(
     frame: &Frame,
     budget: &mut Budget,
 ) {
+    log::written(cx.machine, frame);
     if put_typed(cx.machine, mfn, frame, budget).is_err() {
         cx.roots.set_deferred(Some(mfn));
     }
@@ -238,6 +240,7 @@ fn upper<M: Machine, D: Domains>(
     }
     take_writable(cx.machine, mfn, frame, tables.owner.id())?;
     slot.swap(value, Ordering::AcqRel);
+    log::written(cx.machine, frame);
     put_flat(cx.machine, mfn, frame);
     Ok(())
 }
@@ -254,6 +257,9 @@ fn machphys<M: Machine, D: Domains>(
     // The reference keeps the frame its owner's while the entry changes, and is always dropped (XSA-113).
     get_page(cx.machine, mfn, owner)?;
     cx.machine.m2p_set(mfn, request.val);
+    if let Some(frame) = cx.machine.frames().get(mfn) {
+        log::written(cx.machine, frame);
+    }
     put_page(cx.machine, mfn);
     Ok(())
 }

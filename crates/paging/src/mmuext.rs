@@ -4,6 +4,7 @@
 //! A root loaded for a vCPU holds a typed L4 reference, taken before the old one is dropped and dropped only
 //! after the processor left it.
 
+use crate::log;
 use crate::machine::{Cx, DomainMemory, Domains, Flush, FlushScope, Machine, VcpuRoots};
 use crate::mmu_update::Batch;
 use crate::validate::{
@@ -241,6 +242,8 @@ pub fn pin_table<M: Machine>(
     Tables::new(machine, domain).take_table(mfn, kind, budget)?;
     let frame = machine.frames().get(mfn).ok_or(Errno::EINVAL)?;
     if frame.pin() {
+        // What kind of page it is goes with its contents.
+        log::written(machine, frame);
         // A domain marked dying before this look may already have been scanned past this frame.
         core::sync::atomic::fence(Ordering::SeqCst);
         if !domain.is_dying() || !frame.unpin() {
@@ -278,6 +281,7 @@ pub fn unpin<M: Machine>(
     get_page(machine, mfn, domain.id())?;
     let frame = machine.frames().get(mfn).ok_or(Errno::EINVAL)?;
     let result = if frame.unpin() {
+        log::written(machine, frame);
         Ok(put_typed(machine, mfn, frame, budget))
     } else {
         Err(Errno::EINVAL)

@@ -7,6 +7,7 @@
 
 use crate::exchange::exchange;
 use crate::frame::Frame;
+use crate::log;
 use crate::machine::{Cx, DomainMemory, Domains, Machine};
 use crate::memory_info;
 use crate::validate::{get_page, put_frame, put_page, reap};
@@ -157,6 +158,7 @@ pub(crate) fn own<M: Machine>(machine: M, domain: &DomainMemory, start: Mfn, cou
         if let Some(frame) = frames.get(Mfn(index)) {
             frame.set_kind(TypeWord::FRESH);
             frame.set_owner(OwnerWord::allocated(domain.id()));
+            log::written(machine, frame);
         }
     }
 }

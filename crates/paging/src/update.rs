@@ -6,6 +6,7 @@
 //! that only changes its writability moves the reference between the two counts.
 
 use crate::entry::{self, A, ADDR, CACHE, D, P, RW};
+use crate::log;
 use crate::machine::Machine;
 use crate::validate::{
     Pages, Stop, Tables, put_flat, put_frame, put_leaf, put_typed, take_writable,
@@ -113,9 +114,13 @@ impl<M: Machine> Tables<'_, M> {
         if (old ^ raw) & CACHE != 0 {
             return None;
         }
-        let new = merged(mode, old, (raw | entry::US) & !entry::G);
+        let new = merged(mode, old, entry::leaf(raw));
         if (old ^ raw) & RW == 0 {
-            return swap(slot, old, new).ok();
+            let old = swap(slot, old, new).ok()?;
+            if old & !new & D != 0 {
+                log::leaf_changes(self.machine, old);
+            }
+            return Some(old);
         }
         let frame = self.machine.frames().get(entry::mfn(raw))?;
         if !frame.owner().is_guest() {
@@ -128,6 +133,7 @@ impl<M: Machine> Tables<'_, M> {
             }
             return match swap(slot, old, new) {
                 Ok(old) => {
+                    log::leaf_changes(self.machine, old);
                     put_flat(self.machine, entry::mfn(raw), frame);
                     Some(old)
                 }

@@ -3,6 +3,7 @@
 //! virtual address in the running address space.
 
 use crate::entry;
+use crate::log;
 use crate::machine::{Cx, Domains, Flush, FlushScope, Machine};
 use crate::update::Mode;
 use crate::validate::{Pages, Tables, put_typed, share_owned};
@@ -86,6 +87,7 @@ fn update<M: Machine, D: Domains, G: GuestMemory>(
     let slot = cx.machine.words(table).get(index).ok_or(Errno::EINVAL)?;
     let tables = Tables::new(cx.machine, cx.domain);
     let result = tables.update_l1(slot, value, Mode::Replace, pages);
+    log::written(cx.machine, frame);
     if put_typed(cx.machine, table, frame, budget).is_err() {
         cx.roots.set_deferred(Some(table));
     }

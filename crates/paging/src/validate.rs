@@ -8,8 +8,9 @@
 //! A table is never its own descendant: an entry takes a reference of the *lower* kind, and a frame has one kind.
 //! That refuses linear page tables (XSA-182, 240, 286, 290) and bounds the recursion by four.
 
-use crate::entry::{self, RW};
+use crate::entry::{self, D, RW};
 use crate::frame::Frame;
+use crate::log;
 use crate::machine::{DomainMemory, IoAccess, Machine};
 use crate::word::{ENTRIES, Get, Kind, OwnerWord, Put, TypeWord};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -124,6 +125,7 @@ pub fn get_page_writable<M: Machine>(machine: M, mfn: Mfn, domain: DomId) -> Res
 #[inline]
 pub fn put_page_writable<M: Machine>(machine: M, mfn: Mfn) {
     if let Some(frame) = machine.frames().get(mfn) {
+        log::written(machine, frame);
         put_flat(machine, mfn, frame);
     }
 }
@@ -207,6 +209,9 @@ fn take_flat<M: Machine>(
                 machine.flush_since(stamp);
             }
             let sound = kind != Kind::SegDesc || descriptors_ok(machine, mfn);
+            if kind == Kind::SegDesc {
+                log::written(machine, frame);
+            }
             if sound {
                 frame.set_kind(TypeWord::live(kind));
                 return Ok(());
@@ -249,6 +254,9 @@ fn descriptors_ok<M: Machine>(machine: M, mfn: Mfn) -> bool {
 
 /// Publishes the idle word of a frame this processor owns, and drops the general reference of its typed ones.
 fn retire<M: Machine>(machine: M, mfn: Mfn, frame: &Frame, kind: Kind) {
+    if kind.is_table() {
+        log::written(machine, frame);
+    }
     frame.set_kind(TypeWord::idle(kind, machine.tlb_clock()));
     put_frame(machine, mfn, frame);
 }
@@ -432,6 +440,9 @@ pub(crate) fn put_leaf<M: Machine>(machine: M, raw: u64) {
         && frame.owner().is_guest()
     {
         if raw & RW != 0 {
+            if raw & D != 0 {
+                log::written(machine, frame);
+            }
             put_flat(machine, mfn, frame);
         } else {
             put_frame(machine, mfn, frame);
@@ -563,6 +574,7 @@ impl<'a, M: Machine> Tables<'a, M> {
             if checked.is_err() {
                 retire(self.machine, mfn, frame, kind);
             } else {
+                log::written(self.machine, frame);
                 frame.set_kind(TypeWord::live(kind));
             }
             return checked.map_err(Stop::Failed);
@@ -597,6 +609,7 @@ impl<'a, M: Machine> Tables<'a, M> {
                 word.store(self.machine.hypervisor_l4_entry(slot), Ordering::Release);
             }
         }
+        log::written(self.machine, frame);
         frame.set_kind(TypeWord::live(kind));
         Ok(())
     }

@@ -332,6 +332,8 @@ const ALLOCATED: u64 = 1 << 51;
 const SHARED: u64 = 1 << 52;
 const HEAD: u64 = 1 << 53;
 const DIRTY: u64 = 1 << 54;
+/// Of a guest frame; see [`OwnerWord::written`].
+const WRITTEN: u64 = 1 << 61;
 const ORDER_SHIFT: u32 = 56;
 const ORDER: u64 = 0x1f << ORDER_SHIFT;
 
@@ -412,6 +414,26 @@ impl OwnerWord {
     #[inline]
     pub const fn is_allocated(self) -> bool {
         self.0 & ALLOCATED != 0
+    }
+    /// True for a frame that somebody wrote to since the mark was last taken; kept only while a log wants it
+    /// ([`crate::log`]).
+    #[inline]
+    pub const fn is_written(self) -> bool {
+        self.0 & WRITTEN != 0
+    }
+    /// The word of a guest's frame with the mark of a write; `None` if there is nothing to change.
+    #[inline]
+    pub const fn written(self) -> Option<Self> {
+        if self.is_guest() && !self.is_written() {
+            Some(Self(self.0 | WRITTEN))
+        } else {
+            None
+        }
+    }
+    /// The word without the mark of a write.
+    #[inline]
+    pub const fn unwritten(self) -> Self {
+        Self(self.0 & !WRITTEN)
     }
     /// True for a frame that the hypervisor shares with its owner.
     #[inline]

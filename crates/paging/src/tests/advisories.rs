@@ -3,7 +3,7 @@
 
 use super::fake::{EACH, Fake, M, VA, hypervisor_entry};
 use crate::audit::Held;
-use crate::entry::{A, CACHE, D, G, P, PAT, PCD, PSE, PWT, RW, US};
+use crate::entry::{A, CACHE, D, G, KERNEL, P, PAT, PCD, PSE, PWT, RW, US};
 use crate::validate::{get_page_segdesc, put_page_segdesc};
 use crate::word::{Class, Kind};
 use philoxen_abi::memory::op;
@@ -144,13 +144,13 @@ fn xsa_154_402_ram_is_write_back_and_devices_are_not() {
     let target = (first + 9) << 12 | P;
     for attributes in [PWT, PCD, PAT, CACHE] {
         assert_eq!(fake.set(0, first + 3, 9, target | attributes | G), 0);
-        assert_eq!(fake.peek(first + 3, 9), target | US);
+        assert_eq!(fake.peek(first + 3, 9), target | US | KERNEL);
     }
     let device = 0x7000 | P | RW;
     assert_eq!(fake.set(0, first + 3, 9, device), 0);
-    assert_eq!(fake.peek(first + 3, 9), device | US | PCD);
+    assert_eq!(fake.peek(first + 3, 9), device | US | KERNEL | PCD);
     assert_eq!(fake.set(0, first + 3, 9, device | PAT), 0);
-    assert_eq!(fake.peek(first + 3, 9), device | US | PAT);
+    assert_eq!(fake.peek(first + 3, 9), device | US | KERNEL | PAT);
     // Not for the unprivileged, nor beyond what the machine decodes.
     assert_eq!(fake.set(1, Fake::first(1) + 3, 9, device), EPERM);
     assert_eq!(
@@ -537,9 +537,9 @@ fn preserve_ad_keeps_what_the_processor_set() {
         fake.update(0, at | mmu::PT_UPDATE_PRESERVE_AD, entry, SELF),
         0
     );
-    assert_eq!(fake.peek(first + 3, 9), entry | US | A | D);
+    assert_eq!(fake.peek(first + 3, 9), entry | US | KERNEL | A | D);
     assert_eq!(fake.update(0, at, entry, SELF), 0);
-    assert_eq!(fake.peek(first + 3, 9), entry | US);
+    assert_eq!(fake.peek(first + 3, 9), entry | US | KERNEL);
     fake.check();
 }
 

@@ -8,7 +8,7 @@ use crate::frame::{Frame, FrameTable};
 use crate::machine::{Cx, DomainMemory, Domains, Flush, FlushScope, IoAccess, Machine, VcpuRoots};
 use crate::reservation::assign_frames;
 use crate::word::{Class, Kind};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::guest::FakeGuest;
 use philoxen_abi::hypercall::Budget;
 use philoxen_abi::memory::E820Entry;
@@ -42,8 +42,11 @@ pub struct Fake {
     clock: AtomicU64,
     flushed: AtomicU64,
     pub flushes: AtomicU64,
+    pub logs: AtomicU32,
     pub buddy: Mutex<Buddy>,
     pub tlb: Mutex<BTreeSet<Stale>>,
+    /// Frames that some processor can write to without looking at a table again.
+    pub dirty_tlb: Mutex<BTreeSet<u64>>,
     pub domains: [DomainMemory; 2],
     pub roots: [VcpuRoots; 2],
     pub held: Mutex<Vec<(Mfn, Held, Kind)>>,
@@ -65,8 +68,10 @@ impl Fake {
             clock: AtomicU64::new(1),
             flushed: AtomicU64::new(1),
             flushes: AtomicU64::new(0),
+            logs: AtomicU32::new(0),
             buddy: Mutex::new(Buddy::new()),
             tlb: Mutex::new(BTreeSet::new()),
+            dirty_tlb: Mutex::new(BTreeSet::new()),
             domains: [
                 DomainMemory::new(DomId(0), true, u64::MAX),
                 DomainMemory::new(DomId(1), false, 64),
@@ -120,6 +125,7 @@ impl Fake {
     fn flush_all(&self) {
         let now = self.clock.fetch_add(1, Ordering::SeqCst) + 1;
         self.tlb.lock().clear();
+        self.dirty_tlb.lock().clear();
         self.flushed.store(now, Ordering::SeqCst);
         self.flushes.fetch_add(1, Ordering::SeqCst);
     }
@@ -141,6 +147,9 @@ impl Fake {
             let target = entry::mfn(raw).0;
             if level == 1 {
                 self.remember(target, raw & RW != 0, false);
+                if entry::is_written(raw) {
+                    self.dirty_tlb.lock().insert(target);
+                }
             } else {
                 self.learn(target, level - 1);
             }
@@ -298,6 +307,10 @@ impl Machine for M {
     }
     fn relax(&self) {
         std::thread::yield_now();
+    }
+    fn logs(&self) -> &'static AtomicU32 {
+        let fake: M = self;
+        &fake.logs
     }
     fn check_descriptor(&self, descriptor: u64) -> Option<u64> {
         // Bit 1 stands for the privilege that real descriptors are given.

@@ -5,4 +5,5 @@ mod advisories;
 mod allocator;
 mod fake;
 mod hammer;
+mod log;
 mod model;

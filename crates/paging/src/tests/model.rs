@@ -21,7 +21,7 @@ use proptest::prelude::*;
 use std::vec::Vec;
 
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Update {
         who: usize,
         table: u64,
@@ -106,11 +106,11 @@ fn slot() -> impl Strategy<Value = u64> {
     prop_oneof![6 => 0u64..3, 2 => 0u64..10, 1 => Just(256u64), 1 => 0u64..512]
 }
 
-fn va() -> impl Strategy<Value = u64> {
+pub fn va() -> impl Strategy<Value = u64> {
     prop_oneof![8 => (0u64..EACH).prop_map(|p| p << 12), 1 => any::<u64>()]
 }
 
-fn step() -> impl Strategy<Value = Op> {
+pub fn step() -> impl Strategy<Value = Op> {
     let who = || 0usize..2;
     let foreign = prop_oneof![6 => Just(0x7ff0u64), 2 => Just(1u64), 1 => Just(0x7ff1u64), 1 => Just(0x7ff2u64), 1 => any::<u64>()];
     prop_oneof![
@@ -147,7 +147,7 @@ fn memory_words(who: usize, order: u64, bits: u64, extents: &[u64]) -> Vec<u64> 
     words
 }
 
-fn apply(fake: M, units: u32, op: &Op) -> i64 {
+pub fn apply(fake: M, units: u32, op: &Op) -> i64 {
     match *op {
         Op::Update {
             who,
@@ -287,7 +287,7 @@ fn release_held(fake: M, mfn: Mfn, how: Held, kind: Kind) {
     }
 }
 
-fn load(fake: M) {
+pub fn load(fake: M) {
     for who in 0..2 {
         let root = Fake::first(who);
         assert_eq!(fake.ext(who, mmuext::PIN_L4_TABLE, root), 0);
@@ -296,7 +296,7 @@ fn load(fake: M) {
 }
 
 /// Destroys both domains a few units at a time; everything must come back.
-fn destroy(fake: M) {
+pub fn destroy(fake: M) {
     let held: Vec<_> = std::mem::take(&mut *fake.held.lock());
     for (mfn, how, kind) in held {
         release_held(fake, mfn, how, kind);

@@ -4,6 +4,7 @@
 //! Requests that need a vCPU's private part pause the vCPU for that time, so a tool always sees it whole.
 
 pub mod info;
+mod log;
 mod manage;
 mod policy;
 mod vcpu;
@@ -54,13 +55,19 @@ impl Request<'_> {
 /// What a request that may have to wait for a processor or for page-table work comes to.
 type Outcome = core::result::Result<i64, Stop>;
 
-/// `domctl(request)`.
+/// `domctl(request)`. The second argument has no meaning but in a request that is run again.
 #[inline(never)]
-pub fn domctl(running: &Running, arg: u64) -> Flow {
+pub fn domctl(running: &Running, arg: u64, token: u64) -> Flow {
     let header = match LoadedGuest.read::<abi::Header>(GuestVa(arg)) {
         Ok(header) => header,
         Err(errno) => return errno.into(),
     };
+    if header.interface_version != abi::INTERFACE_VERSION {
+        return Errno::EACCES.into();
+    }
+    if header.cmd == op::SHADOW_OP {
+        return log::shadow_op(running, &header, arg, token);
+    }
     match dispatch(running, &header, GuestVa(arg)) {
         Ok(value) => Flow::Done(value),
         Err(Stop::Failed(errno)) => {
@@ -73,9 +80,6 @@ pub fn domctl(running: &Running, arg: u64) -> Flow {
 }
 
 fn dispatch(running: &Running, header: &abi::Header, arg: GuestVa) -> Outcome {
-    if header.interface_version != abi::INTERFACE_VERSION {
-        return Err(Errno::EACCES.into());
-    }
     let id = DomId(header.domain);
     match header.cmd {
         op::CREATEDOMAIN => return Ok(manage::create(id, arg)?),
@@ -124,8 +128,6 @@ fn dispatch(running: &Running, header: &abi::Header, arg: GuestVa) -> Outcome {
         op::GETVCPUAFFINITY => vcpu::get_affinity(r),
         op::SET_CPU_POLICY => policy::set(r),
         op::GET_CPU_POLICY => policy::get(r),
-        // No dirty-page log yet: tools that do without it go on.
-        op::SHADOW_OP => Err(Errno::EINVAL),
         op::PSR_CMT_OP | op::PSR_ALLOC => Err(Errno::ENODEV),
         op::SETVNUMAINFO
         | op::MONITOR_OP
