@@ -5,7 +5,7 @@ use super::{Outcome, Request};
 use crate::lifecycle::while_stopped;
 use crate::ops::sysctl::all_processors;
 use crate::vcpu::{Vcpu, VcpuState};
-use crate::{context, schedule};
+use crate::{context, schedule, time};
 use core::sync::atomic::Ordering;
 use philoxen_abi::domctl::{
     self as abi, AFFINITY_FORCE, AFFINITY_HARD, AFFINITY_SOFT, ExtVcpuContext, MsrEntry,
@@ -66,6 +66,10 @@ pub fn set_context(request: &Request<'_>) -> Outcome {
     stopped(request, vcpu, || {
         context::set(&request.target, vcpu, &given)
     })??;
+    if record.vcpu == 0 {
+        // Tools that build a domain clear its `shared_info` after it was made.
+        time::write_wall_clock(&request.target);
+    }
     Ok(0)
 }
 
