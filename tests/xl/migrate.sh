@@ -64,7 +64,7 @@ truncate -s 64M $disk
 networked busy 20 "disk = [ 'file:$disk,xvda,w' ]"
 check create-busy create busy
 check busy-boots ready busy
-check fs ask busy 'mke2fs /dev/xvda >/dev/null && mount -t ext4 /dev/xvda /mnt'
+check fs ask busy 'mke2fs /dev/xvda >/dev/null && mount -t ext4 /dev/xvda /mnt' 180
 # An application's memory that changes all the time, each time to what it can check afterwards.
 type_in busy 'awk '\''BEGIN { n = 5000; while ((getline x <"/tmp/stop") < 0) {
  for (i = 0; i < n; i++) a[i] = k + i
@@ -92,17 +92,17 @@ for round in 1 2; do
     check busy-moved-$round moved busy "$before"
     lines=$(wc -l </tmp/came-back)
     check connection-lives-$round flows $((lines + 20))
-    check nothing-bad-$round ask busy '[ ! -e /tmp/bad ]'
+    check nothing-bad-$round ask busy '[ ! -e /tmp/bad ]' 180
 done
-check works ask busy 'old=$(cat /tmp/rounds); sleep 3; [ $(cat /tmp/rounds) -gt $old ]'
+check works ask busy 'old=$(cat /tmp/rounds); sleep 3; [ $(cat /tmp/rounds) -gt $old ]' 180
 touch /tmp/enough
 check writer-ends within 60 grep -q . /tmp/enough
 last=$(($(cat /tmp/enough) - 1))
 check connection-is-whole within 30 in_order /tmp/came-back $last
 echo "connection: $last lines there and back"
 ask busy 'touch /tmp/stop; sleep 3; rm /tmp/stop' >/dev/null
-check memory-is-right ask busy '[ ! -e /tmp/bad ] && cat /tmp/[0-9]*.sum | md5sum -c'
-check disk-is-right ask busy 'cat /mnt/[0-9]*.sum | md5sum -c && umount /mnt && mount -t ext4 /dev/xvda /mnt && cat /mnt/[0-9]*.sum | md5sum -c'
+check memory-is-right ask busy '[ ! -e /tmp/bad ] && cat /tmp/[0-9]*.sum | md5sum -c' 180
+check disk-is-right ask busy 'cat /mnt/[0-9]*.sum | md5sum -c && umount /mnt && mount -t ext4 /dev/xvda /mnt && cat /mnt/[0-9]*.sum | md5sum -c' 180
 check ping ping -c 1 -W 2 192.168.90.20
 check destroy xl destroy busy
 check nothing-left within 10 alone
