@@ -77,12 +77,28 @@ pub const DEBIAN: &[Debian] = &[
     Debian {
         name: "2cpus",
         cpus: 2,
+        args: "dom0_vcpus_pin",
+        expects: &["Processors: 2 in use", "Brought up 1 node, 2 CPUs"],
         ..PLAIN
     },
     Debian {
         name: "2vcpus",
         args: "dom0_max_vcpus=2",
         expects: &["Brought up 1 node, 2 CPUs"],
+        ..PLAIN
+    },
+    Debian {
+        name: "2cpus-4vcpus",
+        cpus: 2,
+        args: "dom0_max_vcpus=4",
+        expects: &["Processors: 2 in use", "Brought up 1 node, 4 CPUs"],
+        ..PLAIN
+    },
+    Debian {
+        name: "2cpus-maxcpus",
+        cpus: 2,
+        args: "maxcpus=1",
+        expects: &["Processors: 1 in use", "Brought up 1 node, 1 CPU"],
         ..PLAIN
     },
     Debian {
@@ -165,20 +181,20 @@ pub const DEBIAN: &[Debian] = &[
         ..PLAIN
     },
     Debian {
+        name: "keys-2cpus",
+        cpus: 2,
+        net: Net::None,
+        script: None,
+        replies: KEYS,
+        expects: &["page audit: all counts agree", "CPU 0: ", "CPU 1: "],
+        ..PLAIN
+    },
+    Debian {
         name: "watchdog",
         net: Net::None,
         script: None,
         args: "watchdog",
-        replies: &[
-            Reply {
-                wait_for: PROMPT,
-                send: SWITCH_INPUT,
-            },
-            Reply {
-                wait_for: "Serial input to Philoxen",
-                send: "L",
-            },
-        ],
+        replies: LOCK_UP,
         expects: &[
             "the watchdog found it stuck in the hypervisor",
             "Call trace:",
@@ -190,12 +206,40 @@ pub const DEBIAN: &[Debian] = &[
         no_reboot: true,
         ..PLAIN
     },
+    Debian {
+        name: "watchdog-2cpus",
+        cpus: 2,
+        net: Net::None,
+        script: None,
+        args: "watchdog",
+        replies: LOCK_UP,
+        expects: &[
+            "the watchdog found it stuck in the hypervisor",
+            "lock_up+0x",
+            " was stopped at",
+            "Rebooting machine",
+        ],
+        no_reboot: true,
+        ..PLAIN
+    },
 ];
 
 /// Domain 0's shell waits for a command.
 const PROMPT: &str = "dom0:/root#";
 /// Gives the console's input to the hypervisor, or back to Domain 0.
 const SWITCH_INPUT: &str = "\u{1}\u{1}\u{1}";
+
+/// The debug key that locks a processor up.
+const LOCK_UP: &[Reply] = &[
+    Reply {
+        wait_for: PROMPT,
+        send: SWITCH_INPUT,
+    },
+    Reply {
+        wait_for: "Serial input to Philoxen",
+        send: "L",
+    },
+];
 
 /// Debug keys, each typed once the one before it has answered, and a command for Domain 0 afterwards.
 const KEYS: &[Reply] = &[
@@ -245,10 +289,12 @@ const KEYS: &[Reply] = &[
     },
 ];
 
-/// A theme of the test kernels that needs more than the plain machine.
+/// A theme of the test kernels once more, on a machine of another kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Special {
+    pub name: &'static str,
     pub theme: &'static str,
+    pub cpus: u32,
     /// More hypervisor arguments.
     pub args: &'static str,
     /// What the console must not say: where the machine does not have what the theme is about, or something is wrong.
@@ -257,24 +303,38 @@ pub struct Special {
     pub wants: &'static str,
 }
 
-/// The themes that need it.
+/// The special runs.
 pub const SPECIAL: &[Special] = &[
     Special {
         // Two vCPUs take turns on one processor.
+        name: "smp-2vcpus",
         theme: "smp",
+        cpus: 1,
         args: "dom0_max_vcpus=2",
         forbids: "GUEST-INFO smp one vCPU alone",
         wants: "",
     },
     Special {
+        name: "smp-2cpus",
+        theme: "smp",
+        cpus: 2,
+        args: "",
+        forbids: "GUEST-INFO smp one vCPU alone",
+        wants: "",
+    },
+    Special {
+        name: "no-xsave-hidden",
         theme: "no-xsave",
+        cpus: 1,
         args: "dom0-cpuid=no-xsave",
         forbids: "GUEST-INFO no-xsave not hidden",
         wants: "",
     },
     Special {
         // With grants and foreign mappings in use, with a dead domain's frames mapped, and after all.
+        name: "domains-audit",
         theme: "domains",
+        cpus: 1,
         args: "",
         forbids: "frames with wrong counts",
         wants: "page audit: all counts agree",
@@ -466,6 +526,7 @@ mod tests {
         for names in [
             DEBIAN.iter().map(|case| case.name).collect::<Vec<_>>(),
             BAD.iter().map(|case| case.name).collect(),
+            SPECIAL.iter().map(|case| case.name).collect(),
         ] {
             let mut unique = names.clone();
             unique.sort_unstable();

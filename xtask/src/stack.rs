@@ -42,6 +42,7 @@ const ASSEMBLY: &[&str] = &[
     "philoxen_enter",
     "philoxen_sysenter",
     "philoxen_syscall_stubs",
+    "philoxen_start_high",
 ];
 
 /// A stack: the symbol whose value is its size in bytes, and the functions that run on it first.
@@ -59,6 +60,7 @@ const STACKS: &[Stack] = &[
             "philoxen_iret_fault",
             "philoxen_first",
             "philoxen::start::on_main_stack",
+            "philoxen_started",
         ],
     },
     Stack {
@@ -74,7 +76,10 @@ const STACKS: &[Stack] = &[
 /// Callers by a part of their names, and parts of the names of those whom their indirect calls may reach.
 const INDIRECT: &[(&str, &[&str])] = &[
     // Debug keys.
-    ("philoxen::cpu::Cpu::work", &["philoxen::keys::"]),
+    ("philoxen::cpu::Cpu::rare_work", &["philoxen::keys::"]),
+    ("philoxen::keys::run", &["philoxen::keys::"]),
+    // What a processor does once it has started.
+    ("philoxen_started", &["philoxen::smp::on_new_processor"]),
     // The log's clock, and the flush before a frame is used again: both set at boot.
     ("philoxen::start::main", &["philoxen::time::now"]),
     ("philoxen_hw::log::", &["philoxen::time::now"]),
@@ -107,7 +112,12 @@ const RECURSION: &[(&str, u64)] = &[
 ];
 
 /// Functions that no stack needs to know: the boot assembly and its data, and destructors that only tables of methods name.
-const UNCALLED: &[&str] = &["hw_", "core::ptr::drop_in_place"];
+const UNCALLED: &[&str] = &[
+    "hw_",
+    "core::ptr::drop_in_place",
+    "philoxen_start_high",
+    "philoxen_wait",
+];
 
 /// Formatting calls itself through tables of function pointers. Its depth is that of the nesting of what is printed;
 /// a chain of this many of the biggest frames among all formatting functions is deeper than any of our types.

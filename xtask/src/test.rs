@@ -45,6 +45,7 @@ enum Case {
     Guest {
         theme: String,
         legacy: bool,
+        special: Option<&'static Special>,
     },
     Debian(&'static Debian),
     Bad(&'static Bad),
@@ -160,15 +161,25 @@ fn all_cases(tree: &Tree) -> Result<Vec<(String, Case)>> {
             Case::Guest {
                 theme,
                 legacy: false,
+                special: None,
             },
         ));
     }
+    all.extend(cases::SPECIAL.iter().map(|special| {
+        let case = Case::Guest {
+            theme: special.theme.to_owned(),
+            legacy: false,
+            special: Some(special),
+        };
+        (format!("guest/{}", special.name), case)
+    }));
     let boot = "boot".to_owned();
     all.push((
         "guest/boot-legacy".to_owned(),
         Case::Guest {
             theme: boot,
             legacy: true,
+            special: None,
         },
     ));
     all.extend(
@@ -245,7 +256,9 @@ fn parts(tree: &Tree, options: &args::Test, machines: &[(String, Case)]) -> Resu
             )
         })
         .transpose()?;
-    let sessions = machines.iter().any(|(_, case)| matches!(case, Case::Xl(_)));
+    let sessions = machines
+        .iter()
+        .any(|(_, case)| matches!(case, Case::Xl(..)));
     Ok(Parts {
         xl: sessions
             .then(|| rootfs::make(tree, &dom0.flavour))
@@ -376,7 +389,11 @@ fn one(
     progress: &Progress,
 ) -> Result<(usize, String)> {
     let detail = match case {
-        Case::Guest { theme, legacy } => guest(parts, theme, *legacy, log),
+        Case::Guest {
+            theme,
+            legacy,
+            special,
+        } => guest(parts, theme, *legacy, *special, log),
         Case::Debian(boot) => debian(parts, boot, log, |line| {
             progress.note(format!("{name}: {line}"))
         }),
@@ -410,11 +427,21 @@ impl Parts {
     }
 }
 
-fn guest(parts: &Parts, theme: &str, legacy: bool, log: &Path) -> Result<String> {
+fn guest(
+    parts: &Parts,
+    theme: &str,
+    legacy: bool,
+    special: Option<&Special>,
+    log: &Path,
+) -> Result<String> {
     let [new, old] = &parts.guests;
     let kernel = if legacy { old } else { new };
-    let special: Option<&Special> = cases::SPECIAL.iter().find(|this| this.theme == theme);
     let args = special.map_or("", |special| special.args);
+    let mut machine = parts.machine(
+        parts.multiboot(args, vec![(kernel.clone(), format!("test={theme}"))]),
+        "256M",
+    );
+    machine.cpus = special.map_or(1, |special| special.cpus);
     let outcome = Watch {
         log,
         limit: GUEST_LIMIT,
@@ -422,13 +449,7 @@ fn guest(parts: &Parts, theme: &str, legacy: bool, log: &Path) -> Result<String>
         grace: Duration::from_secs(10),
         replies: &[],
     }
-    .run(
-        &parts.machine(
-            parts.multiboot(args, vec![(kernel.clone(), format!("test={theme}"))]),
-            "256M",
-        ),
-        |_| {},
-    )?;
+    .run(&machine, |_| {})?;
     if let Some(line) = outcome.line("GUEST-TEST panic FAIL") {
         bail!("{line}");
     }

@@ -46,6 +46,8 @@ pub struct Options<'a> {
     pub dom0_mem_max: Option<Amount>,
     /// `dom0_max_vcpus=`.
     pub dom0_max_vcpus: Option<u32>,
+    /// `dom0_vcpus_pin`: each of Domain 0's vCPUs stays on the processor of its number.
+    pub dom0_vcpus_pin: bool,
     /// `maxcpus=`.
     pub maxcpus: Option<u32>,
     /// `loglvl=`.
@@ -128,6 +130,7 @@ impl<'a> Options<'a> {
             "dom0_mem" => self.take_dom0_mem(value?)?,
             "dom0_max_vcpus" => self.dom0_max_vcpus = Some(parse_vcpus(value?)?),
             "dom0-cpuid" => self.dom0_no_xsave = !parse_feature(value?, "xsave")?,
+            "dom0_vcpus_pin" => self.dom0_vcpus_pin = parse_bool(value)?,
             "maxcpus" => self.maxcpus = Some(u32::try_from(parse_number(value?)?).ok()?),
             "noreboot" => self.noreboot = parse_bool(value)?,
             "watchdog" => self.watchdog = parse_bool(value)?,
@@ -179,14 +182,14 @@ mod tests {
     #[test]
     fn xens_names() {
         let o = Options::parse(
-            "console=com1 com1=115200,8n1 dom0_mem=512M,max:1G dom0_max_vcpus=1-2 loglvl=all noreboot watchdog",
+            "console=com1 com1=115200,8n1 dom0_mem=512M,max:1G dom0_max_vcpus=1-2 dom0_vcpus_pin loglvl=all noreboot watchdog",
         );
         assert_eq!(o.console, Some("com1"));
         assert_eq!(o.com1, Some("115200,8n1"));
         assert_eq!(o.dom0_mem, Some(Amount::Exactly(512 << 20)));
         assert_eq!(o.dom0_mem_max, Some(Amount::Exactly(1 << 30)));
         assert_eq!(o.dom0_max_vcpus, Some(2));
-        assert!(o.noreboot && o.watchdog && o.problems.is_empty());
+        assert!(o.noreboot && o.watchdog && o.dom0_vcpus_pin && o.problems.is_empty());
     }
 
     #[test]

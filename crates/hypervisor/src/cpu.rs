@@ -6,7 +6,7 @@
 use crate::domain::Domain;
 use crate::host::{FRAMES, GuestEntry, Hv};
 use crate::vcpu::{Vcpu, VcpuState};
-use crate::{fatal, schedule, time, traps};
+use crate::{fatal, schedule, smp, time, traps};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -27,6 +27,10 @@ pub const RESCHEDULE: u32 = 1;
 pub const TIMER: u32 = 2;
 /// Debug keys were typed.
 pub const CONSOLE: u32 = 4;
+/// Show the registers.
+pub const REGISTERS: u32 = 8;
+/// Stand still, see [`smp::while_others_stand`].
+pub const STAND: u32 = 16;
 
 /// Work that each processor must do before it returns to a guest.
 static PENDING: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
@@ -187,8 +191,8 @@ impl Cpu {
     fn work(&mut self, regs: &mut Regs) {
         loop {
             let work = self.pending.swap(0, Ordering::AcqRel);
-            if work & CONSOLE != 0 {
-                crate::keys::run(self, regs);
+            if work & (CONSOLE | REGISTERS | STAND) != 0 {
+                self.rare_work(work, regs);
             }
             if work & TIMER != 0 {
                 time::run_timers(self.id);
@@ -200,6 +204,20 @@ impl Cpu {
                 return;
             }
             self.idle();
+        }
+    }
+
+    #[cold]
+    fn rare_work(&self, work: u32, regs: &Regs) {
+        if work & STAND != 0 {
+            crate::keys::publish(self);
+            smp::stand();
+        }
+        if work & CONSOLE != 0 {
+            crate::keys::run(self, regs);
+        }
+        if work & REGISTERS != 0 {
+            crate::keys::show_registers(self, regs);
         }
     }
 

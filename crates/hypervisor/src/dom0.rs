@@ -28,6 +28,7 @@ use philoxen_paging::validate::Stop;
 use philoxen_paging::word::Kind;
 use philoxen_paging::{DomainMemory, mmuext, reservation};
 use philoxen_pv::Regs;
+use philoxen_sched::CpuMask;
 
 /// Memory kept from Domain 0 unless `dom0_mem=` says otherwise: for the hypervisor's heap, 1/256 of RAM within bounds.
 const RESERVE_MIN: u64 = 4 << 20;
@@ -249,6 +250,12 @@ fn create(options: &Options<'_>, nr_pages: u64) -> Result<Arc<Domain>, Failure> 
         tool: Tool::running(count),
     })?;
     lifecycle::make_vcpus(&domain)?;
+    if options.dom0_vcpus_pin {
+        for vcpu in domain.vcpus() {
+            let cpu = vcpu.id.0 % smp::cpus() as u32;
+            schedule::set_affinity(vcpu, &CpuMask::one(cpu))?;
+        }
+    }
     domain::add(domain.clone());
     Ok(domain)
 }

@@ -154,6 +154,8 @@ impl Domain {
         for vcpu in self.vcpus() {
             crate::schedule::pause(self, vcpu.id);
         }
+        // Who is told that it shut down finds it standing still.
+        crate::lifecycle::wait_stopped(self);
         if let Some(dom0) = find(DomId::DOM0) {
             dom0.events
                 .raise_global_virq(&Hv, philoxen_abi::event::virq::DOM_EXC);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The end of the hypervisor: its own bugs, and a boot that cannot go on.
 
-use crate::{dump, power};
+use crate::{dump, power, smp};
 use core::panic::PanicInfo;
 use philoxen_hw::{cpu, error, log};
 use philoxen_pv::Regs;
@@ -28,6 +28,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 }
 
 fn report(what: core::fmt::Arguments<'_>, at: &core::panic::Location<'_>) -> ! {
+    smp::stop_others();
     log::panicking();
     error!(
         "Panic on CPU {}: {what} ({}:{})",
@@ -36,12 +37,14 @@ fn report(what: core::fmt::Arguments<'_>, at: &core::panic::Location<'_>) -> ! {
         at.line()
     );
     dump::backtrace(cpu::backtrace::frame_pointer());
+    others();
     power::crash()
 }
 
 /// An exception in the hypervisor that nothing allows for.
 #[cold]
 pub fn exception(regs: &Regs, cr2: u64) -> ! {
+    smp::stop_others();
     log::panicking();
     if regs.vector == NMI {
         error!(
@@ -54,7 +57,21 @@ pub fn exception(regs: &Regs, cr2: u64) -> ! {
     dump::registers(regs);
     dump::location(regs.rip);
     dump::backtrace(regs.rbp);
+    others();
     power::crash()
+}
+
+/// Says where the other processors were.
+fn others() {
+    for cpu in smp::others() {
+        match cpu::nmi::stopped_at(cpu) {
+            Some(rip) => {
+                error!("CPU {cpu} was stopped at");
+                dump::location(rip);
+            }
+            None => error!("CPU {cpu} does not stop"),
+        }
+    }
 }
 
 fn describe(regs: &Regs, cr2: u64) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Interrupts: ours, and devices' on their way to the domain that drives them.
 
-use crate::cpu::{self, RESCHEDULE};
 use crate::domain::{self, Domain};
 use crate::host::Hv;
 use crate::{input, paging, schedule, smp, time};
@@ -100,10 +99,8 @@ pub fn handle(cpu: CpuId, vector: u8) {
             lapic::end_of_interrupt();
             input::receive();
         }
-        vectors::EVENT_CHECK | vectors::CALL_FUNCTION => {
-            lapic::end_of_interrupt();
-            cpu::request(cpu, RESCHEDULE);
-        }
+        // What there is to do is found on the way out: pending work, or an upcall of the running vCPU.
+        vectors::EVENT_CHECK => lapic::end_of_interrupt(),
         vectors::APIC_ERROR => {
             lapic::end_of_interrupt();
             warn!("local APIC error {:#x} on CPU {cpu}", lapic::take_errors());

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Debug keys of the serial console (Ctrl-A three times, then a key).
 
-use crate::cpu::Cpu;
+use crate::cpu::{self, Cpu};
 use crate::domain::{self, Domain};
 use crate::host::{FRAMES, Hv};
 use crate::vcpu::VcpuState;
-use crate::{dump, input, irq, schedule, time};
+use crate::{dump, input, irq, schedule, smp, time};
 use alloc::vec::Vec;
 use philoxen_abi::Mfn;
-use philoxen_hw::{dev, memory, print};
+use philoxen_hw::cpu::MAX_CPUS;
+use philoxen_hw::dev::{self, lapic, vectors};
+use philoxen_hw::{memory, print};
 use philoxen_paging::audit::{Held, audit};
 use philoxen_pv::Regs;
 use philoxen_sched::TimerKind;
+use spin::Mutex;
 
 /// Key, what it shows, and how.
 type Key = (u8, &'static str, fn(&Cpu, &Regs));
@@ -25,7 +28,7 @@ const KEYS: [Key; 10] = [
     (b'i', "interrupt lines", interrupts),
     (b'm', "memory of the hypervisor", hypervisor_memory),
     (b'A', "audit page types and counts", page_audit),
-    (b'0', "registers of the running guest", registers),
+    (b'0', "registers of the running guests", registers),
     (b'L', "lock this processor up, to try the watchdog", lock_up),
     (b'R', "reboot the machine", reboot),
 ];
@@ -165,13 +168,34 @@ fn hypervisor_memory(_: &Cpu, _: &Regs) {
     );
 }
 
+/// Frames held by the vCPU that each processor runs, while it stands still.
+static HELD: [Mutex<Vec<(Mfn, Held)>>; MAX_CPUS] = [const { Mutex::new(Vec::new()) }; MAX_CPUS];
+
+/// Notes what the vCPU running here holds, for an audit on another processor.
+pub fn publish(cpu: &Cpu) {
+    let mut held = Vec::new();
+    if let Some(running) = &cpu.running {
+        held_by_state(&running.state, &mut held);
+    }
+    if let Some(place) = HELD.get(cpu.id) {
+        *place.lock() = held;
+    }
+}
+
 fn page_audit(cpu: &Cpu, _: &Regs) {
+    publish(cpu);
+    if smp::while_others_stand(audit_all).is_none() {
+        print!("page audit: the other processors do not stand still");
+    }
+}
+
+fn audit_all() {
     let mut held = Vec::new();
     for domain in domain::all() {
         held_by(&domain, &mut held);
     }
-    if let Some(running) = &cpu.running {
-        held_by_state(&running.state, &mut held);
+    for place in HELD.iter().take(smp::cpus()) {
+        held.append(&mut place.lock());
     }
     match audit(Hv, &held, |wrong| print!("  wrong: {wrong:x?}")) {
         Ok(0) => print!("page audit: all counts agree"),
@@ -213,7 +237,20 @@ fn held_by_state(state: &VcpuState, held: &mut Vec<(Mfn, Held)>) {
     );
 }
 
+/// Every processor shows its own.
 fn registers(cpu: &Cpu, regs: &Regs) {
+    for other in smp::others() {
+        cpu::request(other, cpu::REGISTERS);
+        lapic::send_ipi(smp::apic_id(other), vectors::EVENT_CHECK);
+    }
+    show_registers(cpu, regs);
+}
+
+/// Shows the registers of the vCPU that runs here.
+pub fn show_registers(cpu: &Cpu, regs: &Regs) {
+    /// Keeps what several processors say apart.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock();
     match &cpu.running {
         Some(running) => {
             print!(

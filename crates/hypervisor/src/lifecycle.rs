@@ -8,7 +8,7 @@ use crate::domain::{self, Config, Domain};
 use crate::host::Hv;
 use crate::irq::{DomainPirqs, IRQS};
 use crate::vcpu::{Vcpu, VcpuState};
-use crate::{schedule, time};
+use crate::{schedule, smp, time};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
@@ -19,6 +19,7 @@ use philoxen_abi::{DomId, Errno, Result, VcpuId};
 use philoxen_control::create::{Numbers, Wanted};
 use philoxen_control::info::Share;
 use philoxen_control::ranges::Access;
+use philoxen_hw::cpu::cpu_id;
 use philoxen_hw::memory;
 use philoxen_paging::{Progress, log, mmuext, relinquish, validate};
 use spin::{Mutex, RwLock};
@@ -221,6 +222,17 @@ pub fn resume(domain: &Domain) {
     }
 }
 
+/// Milliseconds that a request waits for other processors to leave a vCPU. They are told to and do within one exit, which is
+/// microseconds; but the processor itself may stand still under an emulator.
+const STOP_MS: u64 = 100;
+
+/// Waits until no other processor runs a vCPU of the domain, all of which are paused; gives up after a while.
+pub fn wait_stopped(domain: &Domain) {
+    let elsewhere =
+        |vcpu: &Arc<Vcpu>| schedule::is_on_cpu(vcpu) && schedule::home(vcpu) != cpu_id() as u32;
+    smp::within(STOP_MS, || !domain.vcpus().iter().any(elsewhere));
+}
+
 /// Calls `work` while no processor runs the vCPU or holds its registers. `None`: one does for now, to be tried again.
 pub fn while_stopped<R>(domain: &Domain, vcpu: &Vcpu, work: impl FnOnce() -> R) -> Option<R> {
     let _pauses = domain.tool.pauses.lock();
@@ -228,7 +240,8 @@ pub fn while_stopped<R>(domain: &Domain, vcpu: &Vcpu, work: impl FnOnce() -> R) 
         return None;
     }
     schedule::pause(domain, vcpu.id);
-    let result = (!schedule::is_on_cpu(vcpu)).then(work);
+    let stopped = smp::within(STOP_MS, || !schedule::is_on_cpu(vcpu));
+    let result = stopped.then(work);
     schedule::unpause(domain, vcpu.id);
     result
 }

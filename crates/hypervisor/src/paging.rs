@@ -6,12 +6,13 @@ use crate::domain::{self, Domain};
 use crate::host::Hv;
 use crate::syscall::budget;
 use crate::vcpu::Vcpu;
+use crate::{schedule, smp};
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use philoxen_abi::memory::E820Entry;
 use philoxen_abi::{DomId, Errno, GuestVa, Mfn, PAGE_SIZE, Pfn, Result};
-use philoxen_hw::cpu::{MAX_CPUS, asm, cpu_id, window};
+use philoxen_hw::cpu::{asm, window};
 use philoxen_hw::{machine as hw, memory};
 use philoxen_paging::buddy::Block;
 use philoxen_paging::frame::FrameTable;
@@ -56,22 +57,18 @@ impl Machine for Hv {
         hw::tlb_stamp()
     }
     fn flush_since(&self, stamp: u64) {
-        for cpu in 0..crate::smp::cpus().min(MAX_CPUS) {
-            if hw::may_hold_since(cpu, stamp) {
-                crate::smp::flush(cpu);
-            }
-        }
+        smp::flush_since(stamp, |_| true);
     }
-    fn flush_tlb(&self, _domain: &DomainMemory, scope: FlushScope, what: Flush) {
+    fn flush_tlb(&self, domain: &DomainMemory, scope: FlushScope, what: Flush) {
         match what {
             Flush::Page(va) => asm::invlpg(va),
             Flush::All => hw::flush_local(),
         }
-        if scope != FlushScope::Local {
-            // Processors are told whole-TLB flushes only: rare, and right for any scope.
-            for cpu in (0..crate::smp::cpus()).filter(|&cpu| cpu != cpu_id()) {
-                crate::smp::flush(cpu);
-            }
+        // Other processors are told whole flushes only: rare, and right for any scope.
+        match scope {
+            FlushScope::Local => {}
+            FlushScope::Vcpus(mask) => schedule::flush_others(domain.id(), mask),
+            FlushScope::Domain => schedule::flush_others(domain.id(), u64::MAX),
         }
     }
     fn flush_caches(&self, _all: bool) {

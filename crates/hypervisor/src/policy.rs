@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What domains see of the processor: the policies that this machine allows, and the one each domain has.
 
-use crate::smp;
+use crate::time;
 use core::sync::atomic::{AtomicBool, Ordering};
 use philoxen_abi::arch::CpuidRegs;
 use philoxen_abi::version;
@@ -82,7 +82,7 @@ fn make_config(hardware_domain: bool) -> CpuidConfig {
         },
         fsgsbase: false,
         null_clears_base: features::null_clears_base(),
-        tsc_reliable: smp::tsc_is_stable(),
+        tsc_reliable: time::counters_agree(),
         tsc_khz: u32::try_from(hz / 1000).unwrap_or(u32::MAX),
         tsc_scale: (scale.mul, scale.shift),
         machine_address_bits: memory::address_bits(),

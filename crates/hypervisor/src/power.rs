@@ -34,6 +34,7 @@ pub fn dom0_stopped(reason: ShutdownReason) {
 
 /// After a failure: resets the machine, or stops it under `noreboot`.
 pub fn crash() -> ! {
+    crate::smp::stop_others();
     if NO_REBOOT.load(Ordering::Relaxed) {
         info!("Reboot disabled on the command line: stopped");
         asm::halt_forever()

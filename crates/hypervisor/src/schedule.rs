@@ -22,7 +22,7 @@ use philoxen_sched::{
 use spin::{Once, RwLock};
 
 /// vCPUs that can exist at a time.
-const MAX_VCPUS: u32 = 4096;
+pub const MAX_VCPUS: u32 = 4096;
 /// Value of [`CURRENT`] for a processor that idles.
 const NOBODY: u64 = u64::MAX;
 
@@ -34,6 +34,9 @@ type Held = (Arc<Domain>, VcpuId);
 static BY_KEY: RwLock<Vec<Option<Held>>> = RwLock::new(Vec::new());
 /// The vCPU each processor runs, as [`pack`] has it.
 static CURRENT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NOBODY) }; MAX_CPUS];
+
+/// The vCPU whose page tables each processor has loaded, or loads next: also while it has blocked and may go on.
+static SHOWN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NOBODY) }; MAX_CPUS];
 
 /// Nanoseconds each processor was idle, and since when it is (0: it is not).
 static IDLE_TIME: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
@@ -97,18 +100,23 @@ pub fn register(domain: &Arc<Domain>) {
 /// Takes a dying domain's vCPUs from the scheduler; false while a processor still holds the registers of one.
 pub fn unregister(domain: &Arc<Domain>) -> bool {
     let now = time::now();
-    let mut all = true;
-    for vcpu in domain.vcpus() {
-        let ours = vcpu_of(vcpu.key).is_some_and(|(held, _)| Arc::ptr_eq(&held, domain));
-        if !ours {
-            continue;
-        }
+    let ours = || {
+        domain
+            .vcpus()
+            .iter()
+            .filter(|vcpu| vcpu_of(vcpu.key).is_some_and(|(held, _)| Arc::ptr_eq(&held, domain)))
+    };
+    let mut stopped = true;
+    for vcpu in ours() {
         follow(scheduler().take_down(vcpu.key, now));
+        stopped &= !scheduler().is_on_cpu(vcpu.key);
+    }
+    if !stopped {
+        return false;
+    }
+    for vcpu in ours() {
+        // None of them runs, so nobody sets their deadlines any more.
         time::forget(vcpu.key);
-        if scheduler().is_on_cpu(vcpu.key) {
-            all = false;
-            continue;
-        }
         let held = BY_KEY
             .write()
             .get_mut(vcpu.key.0 as usize)
@@ -117,7 +125,7 @@ pub fn unregister(domain: &Arc<Domain>) -> bool {
         drop(held);
         release_key(vcpu.key);
     }
-    all
+    true
 }
 
 /// Gives back a key whose vCPU does not run.
@@ -170,16 +178,34 @@ pub fn block(running: &Running, polling: bool) {
     let may_block = || !events.upcall_due(&FRAMES) && (!polling || events.is_polling());
     if scheduler().block(running.vcpu().key, time::now(), may_block) {
         // From here on an event must wake it: the way out does not look at it any more.
-        set_current(cpu_id(), NOBODY);
+        set(&CURRENT, cpu_id(), NOBODY);
         cpu::request(cpu_id(), RESCHEDULE);
     }
 }
 
-/// Notes which vCPU a processor runs.
-fn set_current(cpu: CpuId, vcpu: u64) {
-    if let Some(current) = CURRENT.get(cpu) {
-        current.store(vcpu, Ordering::Release);
+/// Notes which vCPU a processor runs, or shows.
+fn set(which: &[AtomicU64; MAX_CPUS], cpu: CpuId, vcpu: u64) {
+    if let Some(place) = which.get(cpu) {
+        place.store(vcpu, Ordering::Release);
     }
+}
+
+/// Makes the other processors that run these vCPUs of a domain (by bit; those from 64 on always) drop what they know of its
+/// page tables. A vCPU that does not run loads its root, and so forgets, before it does.
+pub fn flush_others(domain: DomId, vcpus: u64) {
+    if crate::smp::cpus() == 1 {
+        return;
+    }
+    let me = cpu_id();
+    crate::smp::flush_since(philoxen_hw::machine::tlb_stamp(), |cpu| {
+        let shown = SHOWN
+            .get(cpu)
+            .map_or(NOBODY, |shown| shown.load(Ordering::Acquire));
+        let vcpu = shown as u32;
+        cpu != me
+            && shown >> 32 == u64::from(domain.0)
+            && vcpus.checked_shr(vcpu).is_none_or(|bits| bits & 1 != 0)
+    });
 }
 
 /// Lets others run before the running vCPU.
@@ -302,26 +328,30 @@ pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
     } = scheduler().pick_next(cpu.id as u32, time::now());
     if prev != next || cpu.running.is_some() != next.is_some() {
         leave(cpu, regs);
-        if let Some(prev) = prev {
-            time::cancel(cpu.id, TimerKey::new(prev, TimerKind::Slice));
-            follow(scheduler().context_saved(prev));
-        }
         match next {
             Some(next) => enter(cpu, regs, next),
-            None => philoxen_hw::machine::load_root(None),
+            None => {
+                philoxen_hw::machine::load_root(None);
+                set(&SHOWN, cpu.id, NOBODY);
+            }
         }
         account_idle(cpu.id, next.is_none());
+        // Only now, when nothing of the old one is loaded here any more, may it run elsewhere.
+        if let Some(prev) = prev.filter(|prev| Some(*prev) != next) {
+            time::cancel(TimerKey::new(prev, TimerKind::Slice));
+            follow(scheduler().context_saved(prev));
+        }
     }
     if let Some(running) = &cpu.running {
         // It may have blocked and been woken up meanwhile.
-        set_current(cpu.id, pack(running.domain.id, running.id));
+        set(&CURRENT, cpu.id, pack(running.domain.id, running.id));
     }
     if let Some(next) = next {
         let key = TimerKey::new(next, TimerKind::Slice);
         if slice_ns == u64::MAX {
-            time::cancel(cpu.id, key);
+            time::cancel(key);
         } else {
-            time::set(cpu.id, key, time::now().saturating_add(slice_ns));
+            time::set(key, time::now().saturating_add(slice_ns));
         }
     }
 }
@@ -337,7 +367,7 @@ fn leave(cpu: &mut Cpu, regs: &Regs) {
     time::write_runstate(&running);
     save_vcpu(&mut running);
     running.state.regs = *regs;
-    set_current(cpu.id, NOBODY);
+    set(&CURRENT, cpu.id, NOBODY);
     let Running { vcpu, state, .. } = running;
     *vcpu.parked.lock() = Some(state);
 }
@@ -353,12 +383,16 @@ fn enter(cpu: &mut Cpu, regs: &mut Regs, key: VcpuKey) {
     let Some(state) = vcpu.parked.lock().take() else {
         fatal::bug("the scheduler chose a vCPU whose registers are elsewhere")
     };
-    set_current(cpu.id, pack(domain.id, id));
+    set(&CURRENT, cpu.id, pack(domain.id, id));
+    // Before its root is loaded: a flush either finds it here or comes before the load.
+    set(&SHOWN, cpu.id, pack(domain.id, id));
+    time::adopt(cpu.id, key);
     *regs = state.regs;
     let running = cpu.running.insert(Running::new(domain, vcpu, state));
     running.domain.events.end_poll(id);
     load_root(running.vcpu(), true);
     time::write_runstate(running);
+    time::renew(running);
     if !load_vcpu(running) {
         let wanted = running.state.segments.selectors;
         traps::failsafe(regs, cpu, Some(wanted));

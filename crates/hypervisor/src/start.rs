@@ -53,12 +53,8 @@ extern "C" fn on_main_stack() -> ! {
         memory::buddy().lock().free_frames() >> 8,
         cpu::features::xcr0_supported()
     );
-    if options
-        .maxcpus
-        .is_some_and(|limit| limit as usize > smp::cpus())
-    {
-        info!("Processors beyond the boot processor stay off");
-    }
+    smp::start_others(boot_info, options.maxcpus);
+    info!("Processors: {} in use", smp::cpus());
     if let Err(errno) = schedule::init(smp::cpus() as u32) {
         fatal::cannot_boot(format_args!("no memory for the scheduler ({errno:?})"));
     }
@@ -68,6 +64,7 @@ extern "C" fn on_main_stack() -> ! {
     if let Err(reason) = dom0::build(boot_info, &options) {
         fatal::cannot_boot(format_args!("{reason}"));
     }
+    smp::let_go();
     if options.watchdog && !irq::start_watchdog() {
         warn!("watchdog: this machine has no timer for it");
     }

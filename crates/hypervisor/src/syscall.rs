@@ -114,14 +114,14 @@ pub fn dispatch(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5]) 
         nr::SET_SEGMENT_BASE => control::set_segment_base(running, a, b).into(),
         nr::MULTICALL => multicall::run(cpu, running, a, b),
         nr::EVENT_CHANNEL_OP => events::event_channel_op(running, a, b, c),
-        nr::SCHED_OP => sched::sched_op(cpu, running, a, b),
+        nr::SCHED_OP => sched::sched_op(running, a, b),
         nr::GRANT_TABLE_OP => grant::grant_table_op(running, [a, b, c]),
-        _ => dispatch_cold(cpu, running, number, args),
+        _ => dispatch_cold(running, number, args),
     }
 }
 
 #[inline(never)]
-fn dispatch_cold(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5]) -> Flow {
+fn dispatch_cold(running: &mut Running, number: u64, args: [u64; 5]) -> Flow {
     let [a, b, c, d, _] = args;
     match allowed(number) {
         Allowed::All => {}
@@ -144,14 +144,14 @@ fn dispatch_cold(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5])
         nr::UPDATE_VA_MAPPING_OTHERDOMAIN => {
             memory::update_va_mapping_otherdomain(running, [a, b, c, d])
         }
-        nr::SET_TIMER_OP => vcpu::set_timer_op(cpu, running, a).into(),
+        nr::SET_TIMER_OP => vcpu::set_timer_op(running, a).into(),
         nr::XEN_VERSION => misc::xen_version(running, a, b).into(),
         nr::CONSOLE_IO => console::console_io(running, a, b, c),
         nr::VM_ASSIST => misc::vm_assist(running, a, b).into(),
-        nr::VCPU_OP => vcpu::vcpu_op(cpu, running, a, b, c),
+        nr::VCPU_OP => vcpu::vcpu_op(running, a, b, c),
         nr::NMI_OP => control::nmi_op(running, a, b).into(),
         nr::CALLBACK_OP => control::callback_op(running, a, b).into(),
-        nr::SCHED_OP_COMPAT => sched::sched_op_compat(cpu, running, a, b),
+        nr::SCHED_OP_COMPAT => sched::sched_op_compat(running, a, b),
         nr::EVENT_CHANNEL_OP_COMPAT => events::event_channel_op_compat(running, a),
         nr::PHYSDEV_OP => physdev::physdev_op(running, a, b),
         nr::PLATFORM_OP => physdev::platform_op(running, a),

@@ -2,22 +2,27 @@
 //! System time, the timers of vCPUs, and the records that show time to guests.
 //!
 //! The clock is one linear function of the TSC, fixed at boot, so a guest's time record is written once per place and
-//! stays right. Each processor has a queue of deadlines and arms its local timer for the first.
+//! stays right. Where counters of processors differ, each reads its own corrected by an offset, and a vCPU's records are written anew
+//! when it comes to a processor. Each processor has a queue of deadlines and arms its local timer for the first.
+//!
+//! All deadlines of a vCPU are in one queue, its *home*: that of the processor it ran on last. The home changes under
+//! the lock of the old one; whoever locks a home looks again whether it still is one.
 
 use crate::cpu::{self, Running, TIMER};
 use crate::domain::Domain;
 use crate::host::{FRAMES, Hv};
-use crate::{fatal, schedule};
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::{fatal, schedule, smp};
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::event::virq;
 use philoxen_abi::shared::{PVCLOCK_TSC_STABLE, shared_info};
 use philoxen_abi::{GuestMemory, GuestVa, Result, VcpuId};
 use philoxen_domain::clock::{Clock, SECOND, Scale, time_record};
 use philoxen_evtchn::Frames;
-use philoxen_hw::cpu::{CpuId, MAX_CPUS, asm, guest::LoadedGuest};
-use philoxen_hw::dev::timer;
+use philoxen_hw::cpu::{CpuId, MAX_CPUS, asm, cpu_id, guest::LoadedGuest};
+use philoxen_hw::dev::{lapic, timer, vectors};
 use philoxen_sched::{TimerKey, TimerKind, TimerQueue, VcpuKey};
-use spin::{Mutex, Once};
+use spin::{Mutex, MutexGuard, Once};
 
 /// Top bit of `state_entry_time`: the run-state record is being written (`XEN_RUNSTATE_UPDATE`, xen/vcpu.h).
 const RUNSTATE_UPDATE: u64 = 1 << 63;
@@ -26,6 +31,20 @@ const ASSIST_RUNSTATE_UPDATE: u32 = 5;
 
 static CLOCK: Once<Clock> = Once::new();
 static QUEUES: [Mutex<TimerQueue>; MAX_CPUS] = [const { Mutex::new(TimerQueue::new()) }; MAX_CPUS];
+/// Processor whose queue has a vCPU's deadlines.
+static HOME: [AtomicU32; schedule::MAX_VCPUS as usize] =
+    [const { AtomicU32::new(0) }; schedule::MAX_VCPUS as usize];
+/// All kinds of deadlines.
+const KINDS: [TimerKind; 5] = [
+    TimerKind::Singleshot,
+    TimerKind::Periodic,
+    TimerKind::Poll,
+    TimerKind::Slice,
+    TimerKind::Watchdog,
+];
+/// Ticks that must be added to each processor's counter to agree with processor 0's, and whether any must.
+static OFFSETS: [AtomicI64; MAX_CPUS] = [const { AtomicI64::new(0) }; MAX_CPUS];
+static SKEWED: AtomicBool = AtomicBool::new(false);
 /// Seconds and nanoseconds of Unix time at system time 0.
 static WALL: Mutex<(u64, u32)> = Mutex::new((0, 0));
 /// Deadline each processor's timer is armed for, to leave it alone when nothing changes.
@@ -50,10 +69,47 @@ pub fn init(entry_tsc: u64, tsc_hz: u64) {
     *WALL.lock() = (unix.saturating_sub(now / SECOND), 0);
 }
 
+/// Ticks that are to be added to this processor's counter.
+#[inline]
+fn offset() -> i64 {
+    if SKEWED.load(Ordering::Relaxed) {
+        OFFSETS
+            .get(cpu_id())
+            .map_or(0, |offset| offset.load(Ordering::Relaxed))
+    } else {
+        0
+    }
+}
+
+/// Says how many ticks processor `cpu`'s counter is behind processor 0's. Before it runs guests.
+pub fn set_offset(cpu: CpuId, ticks: i64) {
+    if let Some(offset) = OFFSETS.get(cpu) {
+        offset.store(ticks, Ordering::Relaxed);
+        SKEWED.store(true, Ordering::Release);
+    }
+}
+
+/// True if guests may compare time-stamp counters of any two processors.
+pub fn counters_agree() -> bool {
+    !SKEWED.load(Ordering::Relaxed)
+}
+
 /// System time in nanoseconds.
 #[inline]
 pub fn now() -> u64 {
-    clock().at(asm::rdtsc())
+    clock().at(asm::rdtsc().wrapping_add_signed(offset()))
+}
+
+/// The time record for a vCPU on this processor.
+fn record() -> [u64; 3] {
+    let flags = if counters_agree() {
+        PVCLOCK_TSC_STABLE
+    } else {
+        0
+    };
+    let tsc = asm::rdtsc();
+    let [_, time, rate] = time_record(clock(), tsc.wrapping_add_signed(offset()), flags);
+    [tsc, time, rate]
 }
 
 /// Unix time at system time 0: seconds and nanoseconds.
@@ -79,41 +135,91 @@ fn queue(cpu: CpuId) -> &'static Mutex<TimerQueue> {
     }
 }
 
-/// Makes room for a vCPU's timers on every processor.
+/// Makes room for a new vCPU's timers on every processor.
 ///
 /// # Errors
 /// `ENOMEM`.
 pub fn reserve(key: VcpuKey) -> Result<()> {
+    if let Some(home) = HOME.get(key.0 as usize) {
+        home.store(0, Ordering::Release);
+    }
     QUEUES
         .iter()
-        .take(crate::smp::cpus())
+        .take(smp::cpus())
         .try_for_each(|queue| queue.lock().reserve(key))
 }
 
-/// Sets a deadline on this processor, `cpu`.
-pub fn set(cpu: CpuId, key: TimerKey, deadline: u64) {
-    let mut queue = queue(cpu).lock();
-    queue.set(key, deadline);
-    arm(cpu, &queue);
+/// Locks the queue that has a vCPU's deadlines.
+fn lock_home(vcpu: VcpuKey) -> (CpuId, MutexGuard<'static, TimerQueue>) {
+    let Some(home) = HOME.get(vcpu.0 as usize) else {
+        fatal::bug("timers of a vCPU that cannot exist")
+    };
+    loop {
+        let cpu = home.load(Ordering::Acquire);
+        let queue = queue(cpu as CpuId).lock();
+        if home.load(Ordering::Acquire) == cpu {
+            return (cpu as CpuId, queue);
+        }
+    }
 }
 
-/// Cancels a deadline on this processor, `cpu`.
-pub fn cancel(cpu: CpuId, key: TimerKey) {
+/// Sets a deadline.
+pub fn set(key: TimerKey, deadline: u64) {
+    let (home, mut queue) = lock_home(key.vcpu());
+    queue.set(key, deadline);
+    if home == cpu_id() {
+        arm(home, &queue);
+    } else if queue.next_deadline() == Some(deadline) {
+        drop(queue);
+        cpu::request(home, TIMER);
+        lapic::send_ipi(smp::apic_id(home), vectors::EVENT_CHECK);
+    }
+}
+
+/// Cancels a deadline.
+pub fn cancel(key: TimerKey) {
     // The timer may come once for nothing; arming it anew for every cancellation would cost more.
-    queue(cpu).lock().cancel(key);
+    lock_home(key.vcpu()).1.cancel(key);
+}
+
+/// A vCPU begins to run on this processor, `cpu`: its deadlines come along.
+#[inline]
+pub fn adopt(cpu: CpuId, vcpu: VcpuKey) {
+    let home = HOME.get(vcpu.0 as usize);
+    if home.is_some_and(|home| home.load(Ordering::Acquire) != cpu as u32) {
+        move_home(cpu, vcpu);
+    }
+}
+
+#[cold]
+fn move_home(cpu: CpuId, vcpu: VcpuKey) {
+    let mut taken = ArrayVec::<(TimerKey, u64), { KINDS.len() }>::new();
+    {
+        let (_, mut old) = lock_home(vcpu);
+        let keys = KINDS.map(|kind| TimerKey::new(vcpu, kind));
+        taken.extend(
+            keys.into_iter()
+                .filter_map(|key| Some((key, old.cancel(key)?))),
+        );
+        if let Some(home) = HOME.get(vcpu.0 as usize) {
+            home.store(cpu as u32, Ordering::Release);
+        }
+    }
+    let mut new = queue(cpu).lock();
+    for (key, deadline) in taken {
+        // One that was set between the two locks is newer.
+        if new.deadline(key).is_none() {
+            new.set(key, deadline);
+        }
+    }
+    arm(cpu, &new);
 }
 
 /// Cancels all deadlines of a vCPU that will not run again.
 pub fn forget(vcpu: VcpuKey) {
-    let kinds = [
-        TimerKind::Singleshot,
-        TimerKind::Periodic,
-        TimerKind::Poll,
-        TimerKind::Slice,
-    ];
-    for queue in QUEUES.iter().take(crate::smp::cpus()) {
+    for queue in QUEUES.iter().take(smp::cpus()) {
         let mut queue = queue.lock();
-        for kind in kinds {
+        for kind in KINDS {
             queue.cancel(TimerKey::new(vcpu, kind));
         }
     }
@@ -132,11 +238,11 @@ fn arm(cpu: CpuId, queue: &TimerQueue) {
     let next = queue.next_deadline().unwrap_or(u64::MAX);
     if next < armed.load(Ordering::Relaxed) {
         armed.store(next, Ordering::Relaxed);
-        timer::arm(tsc_at(next));
+        timer::arm(tsc_at(next).saturating_add_signed(offset().saturating_neg()));
     }
 }
 
-/// The counter value at which system time is `ns` (rounded up).
+/// Processor 0's counter value at which system time is `ns` (rounded up).
 fn tsc_at(ns: u64) -> u64 {
     clock().reaches(ns)
 }
@@ -175,7 +281,7 @@ fn expire(cpu: CpuId, key: TimerKey, now: u64) {
                 .vcpu(id)
                 .map_or(0, |vcpu| vcpu.period.load(Ordering::Relaxed));
             if period != 0 {
-                set(cpu, key, now.saturating_add(period));
+                set(key, now.saturating_add(period));
             }
         }
         TimerKind::Poll => {
@@ -183,16 +289,7 @@ fn expire(cpu: CpuId, key: TimerKey, now: u64) {
             schedule::kick(domain.id, id);
         }
         TimerKind::Slice => cpu::request(cpu, cpu::RESCHEDULE),
-        TimerKind::Watchdog => crate::watchdog::check(cpu, &domain, now),
-    }
-}
-
-/// Flags of the time record. One processor, or counters that run in step: a guest may compare readings.
-fn record_flags() -> u8 {
-    if crate::smp::tsc_is_stable() {
-        PVCLOCK_TSC_STABLE
-    } else {
-        0
+        TimerKind::Watchdog => crate::watchdog::check(&domain, now),
     }
 }
 
@@ -206,7 +303,7 @@ pub fn write_time(domain: &Domain, id: VcpuId) {
         return;
     };
     let [version, tsc, time, rate] = info.time();
-    let record = time_record(clock(), asm::rdtsc(), record_flags());
+    let record = record();
     // An odd version tells readers to wait.
     let old = version.load(Ordering::Relaxed) as u32;
     version.store(u64::from(old.wrapping_add(1) | 1), Ordering::SeqCst);
@@ -226,13 +323,21 @@ pub fn write_time_area(running: &Running) {
     if va.is_null() {
         return;
     }
-    let [tsc, time, rate] = time_record(clock(), asm::rdtsc(), record_flags());
+    let [tsc, time, rate] = record();
     // The whole record changes between an odd and an even version, as in `vcpu_info`.
     let steps: [(u64, u64); 5] = [(0, 1), (8, tsc), (16, time), (24, rate), (0, 2)];
     for (offset, value) in steps {
         if LoadedGuest.write(va.add(offset), &value).is_err() {
             return;
         }
+    }
+}
+
+/// A vCPU came to this processor: its time records must be about this counter. Its kernel's page tables are loaded.
+pub fn renew(running: &Running) {
+    if !counters_agree() {
+        write_time(&running.domain, running.id);
+        write_time_area(running);
     }
 }
 

@@ -5,7 +5,7 @@ use crate::cpu::{Cpu, Running};
 use crate::{emulate, irq};
 use core::sync::atomic::Ordering;
 use philoxen_abi::addr::{HYPERVISOR_END, HYPERVISOR_START};
-use philoxen_hw::cpu::{asm, percpu, state, window};
+use philoxen_hw::cpu::{asm, nmi, percpu, state, window};
 use philoxen_hw::guest_log;
 use philoxen_hw::log::Level;
 use philoxen_pv::bounce::{self, PFEC_USER, PFEC_WRITE, page_fault_error, vector as v};
@@ -34,22 +34,19 @@ pub fn from_guest(regs: &mut Regs, cpu: &mut Cpu) -> bool {
 #[inline(never)]
 fn other_than_page_fault(regs: &mut Regs, cpu: &mut Cpu) -> bool {
     regs.origin = 0;
-    // Only IRET lets further NMIs in.
-    let by_iret = matches!(regs.vector, NMI | MCE);
     match regs.vector {
         13 => emulate::general_protection(regs, cpu),
         INT80 => software(regs, cpu, 0x80, 2),
         vector if vector >= FIRST_INTERRUPT => irq::handle(cpu.id, vector as u8),
         _ => other(regs, cpu),
     }
-    cpu.leave_hypervisor(regs) && !by_iret
+    cpu.leave_hypervisor(regs)
 }
 
 fn other(regs: &mut Regs, cpu: &mut Cpu) {
     match regs.vector {
         1 => debug(regs, cpu),
-        // An NMI in a guest is the watchdog's, and all is well; others have no meaning on this machine.
-        NMI => {}
+        NMI => nmi::in_guest(regs),
         3 => software(regs, cpu, v::BP, 1),
         4 => software(regs, cpu, 4, 1),
         6 => emulate::invalid_opcode(regs, cpu),

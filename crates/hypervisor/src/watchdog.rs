@@ -9,7 +9,6 @@ use philoxen_abi::sched::{WATCHDOGS_PER_DOMAIN, Watchdog};
 use philoxen_abi::{Errno, GuestMemory, GuestVa, Result, VcpuId};
 use philoxen_domain::clock::SECOND;
 use philoxen_domain::lifecycle::ShutdownReason;
-use philoxen_hw::cpu::CpuId;
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_hw::warn;
 use philoxen_sched::{TimerKey, TimerKind};
@@ -19,9 +18,9 @@ pub type Watchdogs = [AtomicU64; WATCHDOGS_PER_DOMAIN as usize];
 
 /// `SCHEDOP_watchdog`: id 0 with a timeout takes a free one and answers its number; an id sets it anew or, with timeout
 /// 0, frees it.
-pub fn domain_op(cpu: CpuId, running: &Running, arg: GuestVa) -> Result<i64> {
+pub fn domain_op(running: &Running, arg: GuestVa) -> Result<i64> {
     let answer = set(running, arg)?;
-    arm(cpu, &running.domain);
+    arm(&running.domain);
     Ok(answer)
 }
 
@@ -55,7 +54,7 @@ fn set(running: &Running, arg: GuestVa) -> Result<i64> {
 }
 
 /// Sets the timer for the domain's first deadline.
-fn arm(cpu: CpuId, domain: &Domain) {
+fn arm(domain: &Domain) {
     let first = domain
         .watchdogs
         .iter()
@@ -63,17 +62,17 @@ fn arm(cpu: CpuId, domain: &Domain) {
         .filter(|&at| at != 0)
         .min();
     if let (Some(deadline), Some(vcpu)) = (first, domain.vcpu(VcpuId(0))) {
-        time::set(cpu, TimerKey::new(vcpu.key, TimerKind::Watchdog), deadline);
+        time::set(TimerKey::new(vcpu.key, TimerKind::Watchdog), deadline);
     }
 }
 
 /// The timer came: shuts a domain down if one of its watchdogs has run out, or waits for the next.
-pub fn check(cpu: CpuId, domain: &Domain, now: u64) {
+pub fn check(domain: &Domain, now: u64) {
     let expired = |dog: &AtomicU64| (1..=now).contains(&dog.load(Ordering::Acquire));
     if domain.watchdogs.iter().any(expired) && domain.life.is_running() {
         warn!("d{}: watchdog ran out", domain.id.0);
         domain.shut_down(ShutdownReason::Watchdog);
     } else {
-        arm(cpu, domain);
+        arm(domain);
     }
 }

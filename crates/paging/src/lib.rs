@@ -13,6 +13,10 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+/// The atomics that [`tlb`] is made of: its model has others.
+mod atomics {
+    pub(crate) use core::sync::atomic::{AtomicU64, Ordering, fence};
+}
 pub mod audit;
 pub mod buddy;
 pub mod descriptor;
@@ -28,6 +32,7 @@ pub mod mmu_update;
 pub mod mmuext;
 pub mod relinquish;
 pub mod reservation;
+pub mod tlb;
 mod update;
 pub mod va_mapping;
 pub mod validate;

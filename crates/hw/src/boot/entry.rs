@@ -201,6 +201,7 @@ hw_gdt:
 hw_gdt_low:
     .short 23
     .long hw_gdt - BASE
+    .globl hw_gdt_high
 hw_gdt_high:
     .short 23
     .quad hw_gdt

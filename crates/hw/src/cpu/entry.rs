@@ -125,14 +125,24 @@ philoxen_stubs:
         .quad .Liret, .Liret_fault
         .popsection
 
-    /* From a guest, but on an interrupt stack: move the frame to the main stack. */
+    /* From a guest, but on an interrupt stack: move the frame to the main stack. IRET to the next line lets NMIs in
+       again: nothing may wait for a processor that does not answer them. */
     .Lmove:
         mov rsi, rsp
         lea rdi, [rcx - {frame}]
         mov rsp, rdi
         mov ecx, {frame} / 8
         rep movsq
-        jmp .Ltrap
+        mov rax, rsp
+        mov ecx, ss
+        push rcx
+        push rax
+        pushfq
+        mov ecx, cs
+        push rcx
+        lea rcx, [rip + .Ltrap]
+        push rcx
+        iretq
 
     /* An exception or interrupt in the hypervisor itself. */
     .Lhypervisor:

@@ -5,23 +5,13 @@
 //! the exception table, which names where to go on; any other exception is the hypervisor's own bug and fatal.
 //! An interrupt can only arrive in the idle wait, and is recorded for it.
 
-use super::{asm, percpu};
-use crate::dev::watchdog;
-use core::sync::atomic::{AtomicU64, Ordering};
+use super::{asm, nmi, percpu};
 use philoxen_pv::Regs;
 
 unsafe extern "C" {
     static __ex_table_start: [u64; 2];
     static __ex_table_end: [u64; 2];
     fn philoxen_fatal(regs: &Regs, cr2: u64) -> !;
-}
-
-/// NMIs that arrived in the hypervisor.
-static NMIS: AtomicU64 = AtomicU64::new(0);
-
-/// Number of NMIs that arrived while the hypervisor ran.
-pub fn nmi_count() -> u64 {
-    NMIS.load(Ordering::Relaxed)
 }
 
 /// Where to go on after a fault at `rip`, if that instruction may fault.
@@ -43,8 +33,7 @@ extern "C" fn philoxen_hypervisor_trap(regs: &mut Regs) {
     let vector = regs.vector;
     match vector {
         2 => {
-            NMIS.fetch_add(1, Ordering::Relaxed);
-            if watchdog::is_stuck(percpu::cpu_id()) {
+            if nmi::in_hypervisor(regs) {
                 // SAFETY: the binary defines it with this signature (crates/hypervisor/src/entry.rs).
                 unsafe { philoxen_fatal(regs, asm::read_cr2()) }
             }
@@ -54,7 +43,10 @@ extern "C" fn philoxen_hypervisor_trap(regs: &mut Regs) {
             regs.rflags &= !0x100;
             super::state::take_dr6();
         }
-        0x20..=0xff => percpu::record_interrupt(vector as u8),
+        0x20..=0xff => {
+            percpu::record_interrupt(vector as u8);
+            percpu::leave_wait(regs);
+        }
         // Segment and page faults, #GP, #SS and #AC may be on a guest's account; nothing else is.
         vector => match fixup(regs.rip).filter(|_| matches!(vector, 10..=14 | 17)) {
             Some(target) => {

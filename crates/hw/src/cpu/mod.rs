@@ -11,7 +11,9 @@ mod entry;
 pub mod extable;
 pub mod features;
 pub mod guest;
+pub mod nmi;
 pub mod percpu;
+pub mod start;
 pub mod state;
 pub mod tables;
 pub mod window;
@@ -28,6 +30,7 @@ pub fn init(cpu: CpuId, local: *mut ()) {
     features::enable();
     percpu::init(cpu, local);
     window::init(cpu);
+    tables::prepare(cpu);
     tables::load(cpu);
     entry::program_syscall_msrs(cpu);
 }

@@ -23,6 +23,8 @@
 use super::tables::Tss;
 use crate::memory;
 use core::sync::atomic::{AtomicU64, Ordering};
+use philoxen_paging::tlb::CpuNotes;
+use philoxen_pv::Regs;
 
 /// Number of a processor, counted by us from 0 (the boot processor); not the APIC identifier.
 pub type CpuId = usize;
@@ -54,8 +56,8 @@ pub struct Block {
     interrupts: [AtomicU64; 4],
     /// Vector and error code of the last fault that the exception table caught.
     fault: [AtomicU64; 2],
-    /// TLB clock that was noted before the last whole flush (`machine.rs`); 0 before the first.
-    flush: AtomicU64,
+    /// What it said of its TLB (`machine.rs`).
+    tlb: CpuNotes,
     tss: Tss,
 }
 
@@ -111,7 +113,10 @@ pub(super) fn init(cpu: CpuId, local: *mut ()) {
         cpu: cpu as u64,
         interrupts: [const { AtomicU64::new(0) }; 4],
         fault: [const { AtomicU64::new(0) }; 2],
-        flush: AtomicU64::new(0),
+        tlb: CpuNotes {
+            noted: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+        },
         tss: Tss::new(
             top,
             [
@@ -182,21 +187,20 @@ pub(super) fn record_interrupt(vector: u8) {
     }
 }
 
-/// TLB clock that this processor noted before its last whole flush.
+/// What this processor said of its TLB.
 #[inline(always)]
-pub(crate) fn flush_note() -> &'static AtomicU64 {
-    &block().flush
+pub(crate) fn tlb_notes() -> &'static CpuNotes {
+    &block().tlb
 }
 
-/// TLB clock that processor `cpu` noted before its last whole flush; `None` if it is not in use.
-pub(crate) fn flush_note_of(cpu: CpuId) -> Option<u64> {
+/// What processor `cpu` said of its TLB; `None` if it has no area.
+pub(crate) fn tlb_notes_of(cpu: CpuId) -> Option<&'static CpuNotes> {
     if cpu >= MAX_CPUS || MADE.load(Ordering::Acquire) & 1 << cpu == 0 {
         return None;
     }
     let block = stack_top(cpu) as *const Block;
-    // SAFETY: the area of a processor in `MADE` is mapped for good and its block written; this field is only seen as an atomic.
-    let noted = unsafe { &(*block).flush };
-    Some(noted.load(Ordering::SeqCst))
+    // SAFETY: the area of a processor in `MADE` is mapped for good and its block written; this field is only seen as atomics.
+    Some(unsafe { &(*block).tlb })
 }
 
 /// Keeps what a caught fault was.
@@ -228,11 +232,40 @@ pub fn take_interrupt() -> Option<u8> {
     None
 }
 
+core::arch::global_asm!(
+    r#"
+    .pushsection .text, "ax"
+philoxen_idle_wait:
+        sti
+philoxen_wait:
+        hlt
+        cli
+        ret
+    .popsection
+    "#
+);
+
+unsafe extern "C" {
+    static philoxen_wait: u8;
+    fn philoxen_idle_wait();
+}
+
 /// Waits with interrupts on until one arrives; it is recorded for [`take_interrupt`].
 ///
-/// Returns at once if one was recorded already.
+/// Returns at once if one was recorded already. An NMI ends the wait, too.
 pub fn idle_wait() {
     // SAFETY: the entry path of an interrupt in the hypervisor only records its vector; `sti; hlt` is atomic
-    // with respect to interrupts, and they are off again before this returns.
-    unsafe { core::arch::asm!("sti", "hlt", "cli", options(nostack)) };
+    // with respect to interrupts (`leave_wait` sees to it that an NMI in between makes no difference), and they are off
+    // again before this returns.
+    unsafe { philoxen_idle_wait() };
+}
+
+/// An interrupt came: if the processor is about to wait for one, it must not. (An NMI between `sti` and `hlt` ends the
+/// former's hold on interrupts.)
+pub(super) fn leave_wait(regs: &mut Regs) {
+    let wait = (&raw const philoxen_wait) as u64;
+    if regs.rip == wait {
+        // One byte: HLT.
+        regs.rip = wait + 1;
+    }
 }

@@ -61,8 +61,8 @@ const fn system_low(base: u64, limit: u64, kind: u64) -> u64 {
     (limit & 0xffff) | (base & 0xff_ffff) << 16 | kind << 40 | 1 << 47 | (base >> 24 & 0xff) << 56
 }
 
-/// Fills and loads GDT, TSS and IDT of `cpu`, which is the processor that runs this.
-pub(super) fn load(cpu: CpuId) {
+/// Makes our page of the GDT of `cpu`. Once per processor, on any processor.
+pub(super) fn prepare(cpu: CpuId) {
     let window = percpu::gdt_window(cpu);
     let tss = percpu::tss_address(cpu);
     let page = memory::alloc_hypervisor_page();
@@ -79,8 +79,13 @@ pub(super) fn load(cpu: CpuId) {
         system_low(tss, size_of::<Tss>() as u64 - 1, 9),
         tss >> 32,
     ];
-    // SAFETY: the window page was mapped just now, writable; only this processor uses it.
+    // SAFETY: the window page was mapped just now, writable; only its processor uses it.
     unsafe { ((window + RESERVED) as *mut [u64; 10]).write(entries) };
+}
+
+/// Loads GDT, TSS and IDT of `cpu`, which is the processor that runs this.
+pub(super) fn load(cpu: CpuId) {
+    let window = percpu::gdt_window(cpu);
     let gdt = Pointer {
         limit: 0xefff,
         base: window,

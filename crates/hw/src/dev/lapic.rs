@@ -49,7 +49,6 @@ const ICR_INIT: u32 = 5 << 8;
 const ICR_STARTUP: u32 = 6 << 8;
 const ICR_ASSERT: u32 = 1 << 14;
 const ICR_BUSY: u32 = 1 << 12;
-const ICR_ALL_BUT_SELF: u32 = 3 << 18;
 
 const UNKNOWN: u8 = 0;
 const XAPIC: u8 = 1;
@@ -215,24 +214,19 @@ fn send(destination: u32, command: u32) {
     write(reg::ICR_LOW, command);
 }
 
+/// True if this processor can address the one with local APIC identifier `destination`.
+pub fn can_reach(destination: u32) -> bool {
+    x2apic() || destination < 0xff
+}
+
 /// Sends `vector` to the processor with local APIC identifier `destination`.
 pub fn send_ipi(destination: u32, vector: u8) {
     send(destination, ICR_ASSERT | u32::from(vector));
 }
 
-/// Sends `vector` to every other processor.
-pub fn send_ipi_others(vector: u8) {
-    send(0, ICR_ALL_BUT_SELF | ICR_ASSERT | u32::from(vector));
-}
-
 /// Sends an NMI to one processor.
 pub fn send_nmi(destination: u32) {
     send(destination, ICR_ASSERT | ICR_NMI);
-}
-
-/// Sends an NMI to every other processor.
-pub fn send_nmi_others() {
-    send(0, ICR_ALL_BUT_SELF | ICR_ASSERT | ICR_NMI);
 }
 
 /// Resets another processor: the first step of starting it.

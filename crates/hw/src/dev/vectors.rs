@@ -9,8 +9,6 @@ pub const LEGACY_PIC: u8 = 0xe0;
 pub const LEGACY_PIC_LAST: u8 = 0xef;
 /// Another processor asks this one to look at its pending work.
 pub const EVENT_CHECK: u8 = 0xf1;
-/// Another processor asks this one to run a function (such as a TLB flush).
-pub const CALL_FUNCTION: u8 = 0xf2;
 /// Local APIC timer.
 pub const TIMER: u8 = 0xf8;
 /// Serial port of the console.

@@ -4,10 +4,12 @@
 //!
 //! Source of the NMI: a periodic comparator of the HPET (IA-PC HPET Specification 1.0a, section 2.3.9), whose I/O APIC pin is
 //! programmed to deliver NMIs to every processor. A processor leaves a mark whenever it returns to a guest or idles;
-//! one that was found in the hypervisor [`PATIENCE`] times without a new mark is stuck.
+//! one that was found in the hypervisor [`PATIENCE`] times without a new mark, each time well after the one before, is stuck.
+//! So neither NMIs that come for other reasons nor a processor that an emulator lets stand for a while give a false alarm.
 
-use super::ioapic;
 use super::mmio::Window;
+use super::{ioapic, timer};
+use crate::cpu::asm::rdtsc;
 use crate::cpu::{CpuId, MAX_CPUS};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -36,8 +38,8 @@ const ROUTE_NMI_TO_ALL: u64 = 4 << 8 | 0xff << 56;
 static RUNNING: AtomicBool = AtomicBool::new(false);
 /// Marks of each processor.
 static MARKS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
-/// Mark that the last NMI in the hypervisor saw, and how many have seen it.
-static SEEN: [[AtomicU64; 2]; MAX_CPUS] = [const { [const { AtomicU64::new(0) }; 2] }; MAX_CPUS];
+/// Mark that the last NMI in the hypervisor saw, how many have seen it, and when the last was counted (TSC).
+static SEEN: [[AtomicU64; 3]; MAX_CPUS] = [const { [const { AtomicU64::new(0) }; 3] }; MAX_CPUS];
 
 /// Starts the watchdog; gives the GSI it uses, which nobody else may touch, or `None` if the machine has no timer for it.
 pub fn start() -> Option<u32> {
@@ -85,15 +87,23 @@ impl Marks {
     }
 }
 
-/// An NMI found processor `cpu` in the hypervisor; true if it is stuck there.
+/// An NMI found processor `cpu`, which runs this, in the hypervisor; true if it is stuck there.
 pub(crate) fn is_stuck(cpu: CpuId) -> bool {
-    let (Some(mark), Some([last, times])) = (MARKS.get(cpu), SEEN.get(cpu)) else {
+    let (Some(mark), Some([last, times, when])) = (MARKS.get(cpu), SEEN.get(cpu)) else {
         return false;
     };
-    let now = mark.load(Ordering::Relaxed);
-    if !RUNNING.load(Ordering::Acquire) || last.swap(now, Ordering::Relaxed) != now {
-        times.store(0, Ordering::Relaxed);
+    if !RUNNING.load(Ordering::Acquire) {
         return false;
     }
+    let (mark, now) = (mark.load(Ordering::Relaxed), rdtsc());
+    if last.swap(mark, Ordering::Relaxed) != mark {
+        times.store(0, Ordering::Relaxed);
+        when.store(now, Ordering::Relaxed);
+        return false;
+    }
+    if now.wrapping_sub(when.load(Ordering::Relaxed)) < timer::tsc_hz() / 2 {
+        return false;
+    }
+    when.store(now, Ordering::Relaxed);
     times.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE
 }

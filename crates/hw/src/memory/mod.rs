@@ -12,12 +12,14 @@ pub mod heap;
 mod init;
 mod modules;
 mod ranges;
+mod start;
 mod tables;
 mod view;
 
 pub(crate) use init::image;
 pub use init::init;
 pub use modules::{ModuleMemory, take_modules};
+pub(crate) use start::StartPage;
 pub use tables::{DEVICE, Flags, RO, RW, RX};
 pub use view::{
     clear_in_frames, copy_between_frames, copy_from_frames, copy_to_frames, is_ram, phys_bytes,

@@ -43,6 +43,8 @@ pub const RO: Flags = Flags::leaf(NX);
 pub const RX: Flags = Flags::leaf(0);
 /// Device registers: read and write, uncached.
 pub const DEVICE: Flags = Flags::leaf(WRITE | NX | UNCACHED);
+/// Read, write and execute, for as long as a processor starts; not global, so that it is forgotten with the root.
+pub(super) const STARTING: Flags = Flags(PRESENT | ACCESSED | DIRTY | WRITE);
 /// Leaf rights of the machine-to-phys table; each view's L4 entry narrows them.
 pub(super) const SHARED: Flags = Flags::leaf(WRITE | USER | NX);
 
@@ -79,6 +81,13 @@ impl Root {
     pub(super) fn link_l3(self, index: usize, l3: u64, guest: bool) {
         let flags = if guest { L4_GUEST } else { L4_OWN };
         table(self.0)[index].store(l3 | flags, Ordering::Relaxed);
+    }
+
+    /// Copies the hypervisor's slots from another tree.
+    pub(super) fn copy_slots(self, from: Self) {
+        for index in 256..272 {
+            table(self.0)[index].store(from.l4_entry(index), Ordering::Relaxed);
+        }
     }
 
     /// Links table `l2` as what `va` goes through, whose L3 exists.

@@ -8,23 +8,22 @@ use philoxen_abi::sched::{self as abi, op};
 use philoxen_abi::{DomId, Errno, Flow, GuestMemory, GuestVa, Result};
 use philoxen_domain::lifecycle::ShutdownReason;
 use philoxen_evtchn::{Poll, poll};
-use philoxen_hw::cpu::CpuId;
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_hw::info;
 use philoxen_sched::{TimerKey, TimerKind};
 
 /// `sched_op(cmd, arg)`.
 #[inline]
-pub fn sched_op(cpu: CpuId, running: &mut Running, cmd: u64, arg: u64) -> Flow {
+pub fn sched_op(running: &mut Running, cmd: u64, arg: u64) -> Flow {
     let arg = GuestVa(arg);
     match cmd as u32 {
         op::BLOCK => block(running),
         op::YIELD => schedule::yield_now(running),
-        op::POLL => return poll_op(cpu, running, arg).into(),
+        op::POLL => return poll_op(running, arg).into(),
         op::SHUTDOWN => return shutdown(running, arg).into(),
         op::SHUTDOWN_CODE => return LoadedGuest.read::<abi::Shutdown>(arg).map(|_| 0).into(),
         op::REMOTE_SHUTDOWN => return remote_shutdown(running, arg).into(),
-        op::WATCHDOG => return crate::watchdog::domain_op(cpu, running, arg).into(),
+        op::WATCHDOG => return crate::watchdog::domain_op(running, arg).into(),
         op::PIN_OVERRIDE => {
             return if running.domain.privileged {
                 Errno::ENOSYS
@@ -39,7 +38,7 @@ pub fn sched_op(cpu: CpuId, running: &mut Running, cmd: u64, arg: u64) -> Flow {
 }
 
 /// `sched_op_compat(cmd, reason)`: the old form, with the shutdown reason in the register.
-pub fn sched_op_compat(_cpu: CpuId, running: &mut Running, cmd: u64, arg: u64) -> Flow {
+pub fn sched_op_compat(running: &mut Running, cmd: u64, arg: u64) -> Flow {
     match cmd as u32 {
         op::BLOCK => block(running),
         op::YIELD => schedule::yield_now(running),
@@ -55,14 +54,14 @@ fn block(running: &Running) {
     schedule::block(running, false);
 }
 
-fn poll_op(cpu: CpuId, running: &Running, arg: GuestVa) -> Result<i64> {
+fn poll_op(running: &Running, arg: GuestVa) -> Result<i64> {
     let key = TimerKey::new(running.vcpu().key, TimerKind::Poll);
     match poll(&Hv, &running.domain.events, running.id, &LoadedGuest, arg)? {
         Poll::Ready => {}
         Poll::Wait(timeout) => {
             match timeout {
-                Some(deadline) => time::set(cpu, key, deadline),
-                None => time::cancel(cpu, key),
+                Some(deadline) => time::set(key, deadline),
+                None => time::cancel(key),
             }
             schedule::block(running, true);
         }

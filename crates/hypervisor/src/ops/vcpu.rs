@@ -8,13 +8,12 @@ use crate::{context, schedule, time};
 use core::sync::atomic::Ordering;
 use philoxen_abi::vcpu::{self as abi, op};
 use philoxen_abi::{Errno, Flow, GuestMemory, GuestVa, Mfn, Result, VcpuId};
-use philoxen_hw::cpu::CpuId;
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_paging::validate::Stop;
 use philoxen_sched::{TimerKey, TimerKind};
 
 /// `vcpu_op(cmd, vcpu, arg)`.
-pub fn vcpu_op(cpu: CpuId, running: &mut Running, cmd: u64, vcpu: u64, arg: u64) -> Flow {
+pub fn vcpu_op(running: &mut Running, cmd: u64, vcpu: u64, arg: u64) -> Flow {
     let domain = &running.domain;
     let Some(target) = u32::try_from(vcpu)
         .ok()
@@ -23,7 +22,7 @@ pub fn vcpu_op(cpu: CpuId, running: &mut Running, cmd: u64, vcpu: u64, arg: u64)
         return Errno::ENOENT.into();
     };
     if cmd as u32 != op::INITIALISE {
-        let result = other_op(cpu, running, cmd as u32, target, GuestVa(arg));
+        let result = other_op(running, cmd as u32, target, GuestVa(arg));
         if cmd as u32 == op::REGISTER_VCPU_INFO {
             running.find_info();
         }
@@ -36,7 +35,7 @@ pub fn vcpu_op(cpu: CpuId, running: &mut Running, cmd: u64, vcpu: u64, arg: u64)
     }
 }
 
-fn other_op(cpu: CpuId, running: &Running, cmd: u32, target: &Vcpu, arg: GuestVa) -> Result<i64> {
+fn other_op(running: &Running, cmd: u32, target: &Vcpu, arg: GuestVa) -> Result<i64> {
     let (domain, id) = (&running.domain, target.id);
     match cmd {
         op::UP => up(running, target),
@@ -61,14 +60,13 @@ fn other_op(cpu: CpuId, running: &Running, cmd: u32, target: &Vcpu, arg: GuestVa
             register_area(running, target, request.addr, abi_size::TIME, Area::Time)
         }
         op::REGISTER_VCPU_INFO => register_vcpu_info(running, target, arg),
-        op::SET_PERIODIC_TIMER
-        | op::STOP_PERIODIC_TIMER
-        | op::SET_SINGLESHOT_TIMER
-        | op::STOP_SINGLESHOT_TIMER => {
+        // Linux stops the periodic timers of all its vCPUs on one, when it resumes.
+        op::SET_PERIODIC_TIMER | op::STOP_PERIODIC_TIMER => timer_op(target, cmd, arg),
+        op::SET_SINGLESHOT_TIMER | op::STOP_SINGLESHOT_TIMER => {
             if running.id != id {
                 return Err(Errno::EINVAL);
             }
-            timer_op(cpu, target, cmd, arg)
+            timer_op(target, cmd, arg)
         }
         op::SEND_NMI => Err(Errno::ENOSYS),
         op::GET_PHYSID => Err(Errno::EINVAL),
@@ -144,7 +142,7 @@ fn register_vcpu_info(running: &Running, target: &Vcpu, arg: GuestVa) -> Result<
     Ok(0)
 }
 
-fn timer_op(cpu: CpuId, target: &Vcpu, cmd: u32, arg: GuestVa) -> Result<i64> {
+fn timer_op(target: &Vcpu, cmd: u32, arg: GuestVa) -> Result<i64> {
     let periodic = TimerKey::new(target.key, TimerKind::Periodic);
     let singleshot = TimerKey::new(target.key, TimerKind::Singleshot);
     match cmd {
@@ -154,31 +152,31 @@ fn timer_op(cpu: CpuId, target: &Vcpu, cmd: u32, arg: GuestVa) -> Result<i64> {
                 return Err(Errno::EINVAL);
             }
             target.period.store(request.period_ns, Ordering::Relaxed);
-            time::set(cpu, periodic, time::now().saturating_add(request.period_ns));
+            time::set(periodic, time::now().saturating_add(request.period_ns));
         }
         op::STOP_PERIODIC_TIMER => {
             target.period.store(0, Ordering::Relaxed);
-            time::cancel(cpu, periodic);
+            time::cancel(periodic);
         }
         op::SET_SINGLESHOT_TIMER => {
             let request: abi::SetSingleshotTimer = LoadedGuest.read(arg)?;
             if request.flags & abi::SINGLESHOT_FUTURE != 0 && request.timeout_abs_ns < time::now() {
                 return Err(Errno::ETIME);
             }
-            time::set(cpu, singleshot, request.timeout_abs_ns);
+            time::set(singleshot, request.timeout_abs_ns);
         }
-        _ => time::cancel(cpu, singleshot),
+        _ => time::cancel(singleshot),
     }
     Ok(0)
 }
 
 /// `set_timer_op(deadline)`: the one-shot timer; 0 stops it.
-pub fn set_timer_op(cpu: CpuId, running: &Running, deadline: u64) -> Result<i64> {
+pub fn set_timer_op(running: &Running, deadline: u64) -> Result<i64> {
     let key = TimerKey::new(running.vcpu().key, TimerKind::Singleshot);
     if deadline == 0 {
-        time::cancel(cpu, key);
+        time::cancel(key);
     } else {
-        time::set(cpu, key, deadline);
+        time::set(key, deadline);
     }
     Ok(0)
 }

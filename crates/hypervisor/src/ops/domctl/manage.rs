@@ -54,7 +54,9 @@ pub fn destroy(request: &Request<'_>, budget: &mut Budget) -> Outcome {
 /// `pausedomain`.
 pub fn pause(request: &Request<'_>) -> Result<i64> {
     request.not_self()?;
-    lifecycle::pause(&request.target).map(|()| 0)
+    lifecycle::pause(&request.target)?;
+    lifecycle::wait_stopped(&request.target);
+    Ok(0)
 }
 
 /// `unpausedomain`.
