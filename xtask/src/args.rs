@@ -153,7 +153,7 @@ impl Run {
 
 #[derive(Group, Clone, Debug)]
 pub struct Test {
-    /// Run only the tests whose name contains this text
+    /// Run only the tests whose name contains this text (without it, the long sessions of tests/xl are left out)
     pub filter: Option<String>,
     /// List the tests' names and do nothing
     #[arg(long)]

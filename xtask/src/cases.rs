@@ -341,6 +341,9 @@ pub const SPECIAL: &[Special] = &[
     },
 ];
 
+/// Scripts of tests/xl that run without being asked for by name: the others take longer than all the rest.
+pub const USUAL_SESSIONS: &[&str] = &["s1", "s2", "s3"];
+
 /// Files that a bad boot is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Broken {

@@ -80,12 +80,24 @@ struct Parts {
     server: Server,
 }
 
+/// True for what runs when nothing is asked for by name.
+fn usual(case: &Case) -> bool {
+    match case {
+        Case::Xl(scripts) => scripts
+            .iter()
+            .all(|script| cases::USUAL_SESSIONS.contains(&script.as_str())),
+        _ => true,
+    }
+}
+
 pub fn test(tree: &Tree, options: &args::Test) -> Result<bool> {
     let all = all_cases(tree)?;
     let wanted = options.filter.as_deref().unwrap_or("");
     let chosen: Vec<(String, Case)> = all
         .into_iter()
-        .filter(|(name, _)| name.contains(wanted))
+        .filter(|(name, case)| {
+            name.contains(wanted) && (options.list || options.filter.is_some() || usual(case))
+        })
         .collect();
     if options.list {
         for (name, _) in &chosen {
