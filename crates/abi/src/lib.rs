@@ -17,6 +17,7 @@ pub mod features;
 pub mod grant;
 pub mod guest;
 pub mod hypercall;
+pub mod hypfs;
 pub mod memory;
 pub mod mmu;
 pub mod physdev;

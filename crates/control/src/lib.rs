@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod bitmap;
 pub mod create;
+pub mod hypfs;
 pub mod info;
 pub mod policy;
 pub mod ranges;

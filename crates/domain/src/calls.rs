@@ -50,7 +50,7 @@ pub fn allowed(number: u64) -> Allowed {
         | nr::GRANT_TABLE_OP
         | nr::PHYSDEV_OP
         | nr::PHYSDEV_OP_COMPAT => Allowed::All,
-        nr::PLATFORM_OP | nr::SYSCTL | nr::DOMCTL => Allowed::Privileged,
+        nr::PLATFORM_OP | nr::SYSCTL | nr::DOMCTL | nr::HYPFS_OP => Allowed::Privileged,
         _ => Allowed::Nobody,
     }
 }
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_guest_may_not_control_the_platform() {
-        for number in [nr::PLATFORM_OP, nr::SYSCTL, nr::DOMCTL] {
+        for number in [nr::PLATFORM_OP, nr::SYSCTL, nr::DOMCTL, nr::HYPFS_OP] {
             assert_eq!(allowed(number), Allowed::Privileged);
         }
         assert_eq!(allowed(nr::MMU_UPDATE), Allowed::All);

@@ -50,6 +50,8 @@ pub struct Options<'a> {
     pub dom0_vcpus_pin: bool,
     /// `maxcpus=`.
     pub maxcpus: Option<u32>,
+    /// `sched_ratelimit_us=`: the context-switch allowance.
+    pub sched_ratelimit_us: Option<u32>,
     /// `loglvl=`.
     pub loglvl: Option<&'a str>,
     /// `guest_loglvl=`.
@@ -62,6 +64,11 @@ pub struct Options<'a> {
     pub watchdog: bool,
     /// Options that are not known or have a bad value.
     pub problems: ArrayVec<&'a str, MAX_PROBLEMS>,
+}
+
+/// True if `us` microseconds can be a rate limit of the scheduler (`XEN_SYSCTL_SCHED_RATELIMIT_MIN` and `_MAX`); 0 is none.
+pub const fn is_rate_limit(us: u32) -> bool {
+    us == 0 || (us >= 100 && us <= 500_000)
 }
 
 /// A size with Xen's suffixes: B, K, M, G, T; a plain number counts KiB.
@@ -132,6 +139,11 @@ impl<'a> Options<'a> {
             "dom0-cpuid" => self.dom0_no_xsave = !parse_feature(value?, "xsave")?,
             "dom0_vcpus_pin" => self.dom0_vcpus_pin = parse_bool(value)?,
             "maxcpus" => self.maxcpus = Some(u32::try_from(parse_number(value?)?).ok()?),
+            "sched_ratelimit_us" => {
+                let us = u32::try_from(parse_number(value?)?).ok()?;
+                self.sched_ratelimit_us = Some(us).filter(|&us| is_rate_limit(us));
+                self.sched_ratelimit_us?;
+            }
             "noreboot" => self.noreboot = parse_bool(value)?,
             "watchdog" => self.watchdog = parse_bool(value)?,
             "no-watchdog" if value.is_none() => self.watchdog = false,
@@ -200,6 +212,10 @@ mod tests {
             ["frobnicate", "dom0_mem=lots", "noreboot=maybe", "console"]
         );
         assert_eq!(o.maxcpus, Some(1));
+        let limit = |text| Options::parse(text).sched_ratelimit_us;
+        assert_eq!(limit("sched_ratelimit_us=500"), Some(500));
+        assert_eq!(limit("sched_ratelimit_us=0"), Some(0));
+        assert_eq!(limit("sched_ratelimit_us=99"), None);
     }
 
     #[test]

@@ -20,10 +20,11 @@ use spin::Mutex;
 type Key = (u8, &'static str, fn(&Cpu, &Regs));
 
 /// All keys.
-const KEYS: [Key; 10] = [
+const KEYS: [Key; 11] = [
     (b'h', "show this list", help),
     (b'q', "domains, their vCPUs and memory", domains),
-    (b'r', "run states and timers", run_states),
+    (b'r', "run queues", run_queues),
+    (b'a', "run states and timers", run_states),
     (b'e', "event channels", event_channels),
     (b'i', "interrupt lines", interrupts),
     (b'm', "memory of the hypervisor", hypervisor_memory),
@@ -95,6 +96,10 @@ fn domains(_: &Cpu, _: &Regs) {
     }
 }
 
+fn run_queues(_: &Cpu, _: &Regs) {
+    schedule::show();
+}
+
 fn run_states(_: &Cpu, _: &Regs) {
     let now = time::now();
     print!("system time {now} ns");
@@ -108,12 +113,7 @@ fn run_states(_: &Cpu, _: &Regs) {
                 "d{}v{}: state {}, ms running {running} runnable {runnable} blocked {blocked} offline {offline}",
                 domain.id.0, vcpu.id.0, account.state
             );
-            for kind in [
-                TimerKind::Singleshot,
-                TimerKind::Periodic,
-                TimerKind::Poll,
-                TimerKind::Slice,
-            ] {
+            for kind in TimerKind::ALL {
                 if let Some(deadline) = time::deadline(vcpu.key, kind) {
                     print!("  {kind:?} in {} us", deadline.saturating_sub(now) / 1000);
                 }

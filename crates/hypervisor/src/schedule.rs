@@ -15,14 +15,17 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::{DomId, Errno, Result, VcpuId};
 use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id};
 use philoxen_hw::dev::{lapic, vectors};
+use philoxen_hw::print;
 use philoxen_pv::Regs;
 use philoxen_sched::{
     CpuMask, DEFAULT_WEIGHT, Decision, Kick, Runstate, Scheduler, TimerKey, TimerKind, VcpuKey,
+    Warp,
 };
 use spin::{Once, RwLock};
 
 /// vCPUs that can exist at a time.
 pub const MAX_VCPUS: u32 = 4096;
+const MICROSECOND: u64 = 1_000;
 /// Value of [`CURRENT`] for a processor that idles.
 const NOBODY: u64 = u64::MAX;
 
@@ -53,14 +56,26 @@ fn scheduler() -> &'static Scheduler {
     }
 }
 
-/// Makes the scheduler for processors `0..cpus`.
+/// Makes the scheduler for processors `0..cpus`, with a context-switch allowance in microseconds if one is given.
 ///
 /// # Errors
 /// `EINVAL`, `ENOMEM`.
-pub fn init(cpus: u32) -> Result<()> {
-    SCHEDULER
-        .try_call_once(|| Scheduler::new(cpus, MAX_VCPUS))
-        .map(drop)
+pub fn init(cpus: u32, allowance_us: Option<u32>) -> Result<()> {
+    let scheduler = SCHEDULER.try_call_once(|| Scheduler::new(cpus, MAX_VCPUS))?;
+    if let Some(us) = allowance_us {
+        scheduler.set_allowance_ns(u64::from(us) * MICROSECOND);
+    }
+    Ok(())
+}
+
+/// The context-switch allowance, in microseconds.
+pub fn allowance_us() -> u32 {
+    (scheduler().allowance_ns() / MICROSECOND) as u32
+}
+
+/// Sets the context-switch allowance.
+pub fn set_allowance_us(us: u32) {
+    scheduler().set_allowance_ns(u64::from(us) * MICROSECOND);
 }
 
 /// A scheduler key for a vCPU that is being made, with room for its timers and in [`register`].
@@ -149,6 +164,10 @@ fn follow(kick: Kick) {
             cpu as CpuId
         }
         Kick::Notice(cpu) => cpu as CpuId,
+        Kick::Later(key, at) => {
+            time::set(TimerKey::new(key, TimerKind::Budget), at);
+            return;
+        }
     };
     if cpu != cpu_id() {
         lapic::send_ipi(crate::smp::apic_id(cpu), vectors::EVENT_CHECK);
@@ -253,12 +272,97 @@ pub fn affinity(vcpu: &Vcpu) -> CpuMask {
 /// # Errors
 /// `EINVAL` if none of them exists.
 pub fn set_affinity(vcpu: &Vcpu, mask: &CpuMask) -> Result<()> {
-    scheduler().set_affinity(vcpu.key, mask).map(follow)
+    scheduler()
+        .set_affinity(vcpu.key, mask, time::now())
+        .map(follow)
 }
 
-/// Sets a vCPU's weight.
-pub fn set_weight(vcpu: &Vcpu, weight: u32) {
-    scheduler().set_weight(vcpu.key, weight);
+/// The processors that the vCPU had better run on.
+pub fn soft_affinity(vcpu: &Vcpu) -> CpuMask {
+    scheduler().soft_affinity(vcpu.key)
+}
+
+/// Names the processors that a vCPU had better run on.
+///
+/// # Errors
+/// `ENOENT` if the scheduler does not know it.
+pub fn set_soft_affinity(vcpu: &Vcpu, mask: &CpuMask) -> Result<()> {
+    scheduler()
+        .set_soft_affinity(vcpu.key, mask, time::now())
+        .map(follow)
+}
+
+/// Sets the weight of each vCPU of a domain, and the bound of what they get together in per cent of a processor (0: none).
+pub fn set_share(domain: &Domain, weight: u32, cap: u32) {
+    let now = time::now();
+    let keys: Vec<VcpuKey> = domain.vcpus().iter().map(|vcpu| vcpu.key).collect();
+    for &key in &keys {
+        scheduler().set_weight(key, weight, now);
+    }
+    scheduler().set_cap(&keys, cap, now, follow);
+}
+
+/// What the vCPUs of a domain may borrow.
+pub fn warp(domain: &Domain) -> Warp {
+    let first = domain.vcpus().first();
+    first.map_or_else(Warp::default, |vcpu| scheduler().warp(vcpu.key))
+}
+
+/// Sets what each vCPU of a domain may borrow.
+pub fn set_warp(domain: &Domain, warp: Warp) {
+    let now = time::now();
+    for vcpu in domain.vcpus() {
+        follow(scheduler().set_warp(vcpu.key, warp, now));
+    }
+}
+
+/// Writes the run queues to the console.
+pub fn show() {
+    let (scheduler, now) = (scheduler(), time::now());
+    print!(
+        "borrowed virtual time, context-switch allowance {} us",
+        allowance_us()
+    );
+    for cpu in 0..scheduler.cpus() {
+        let Some(view) = scheduler.processor(cpu) else {
+            continue;
+        };
+        let runs = view.current.and_then(vcpu_of);
+        let runs = runs.map(|(domain, id)| (domain.id.0, id.0));
+        print!(
+            "cpu{cpu}: runs (domain, vCPU) {runs:?}, virtual {} us, chooses in {} us; waiting: {} here, {} in its group",
+            view.virtual_ns / MICROSECOND,
+            view.slice_end.saturating_sub(now) / MICROSECOND,
+            view.own,
+            view.shared
+        );
+    }
+    for domain in domain::all() {
+        let warp = warp(&domain);
+        for vcpu in domain.vcpus() {
+            let Some(view) = scheduler.vcpu(vcpu.key) else {
+                continue;
+            };
+            print!(
+                "d{}v{}: virtual {} us, warped {}, waits {}, weight {}, cap {}, warp (value, limit, unwarp) {} {} {} us",
+                domain.id.0,
+                vcpu.id.0,
+                view.virtual_ns / MICROSECOND,
+                view.warped,
+                view.waits,
+                scheduler.weight(vcpu.key),
+                scheduler.cap(vcpu.key),
+                warp.value_ns / MICROSECOND,
+                warp.limit_ns / MICROSECOND,
+                warp.unwarp_ns / MICROSECOND
+            );
+        }
+    }
+}
+
+/// A vCPU's domain may run again.
+pub fn release(key: VcpuKey) {
+    follow(scheduler().release(key, time::now()));
 }
 
 /// Brings a vCPU up; false if it is up already.
@@ -325,7 +429,9 @@ pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
         prev,
         next,
         slice_ns,
+        kick,
     } = scheduler().pick_next(cpu.id as u32, time::now());
+    follow(kick);
     if prev != next || cpu.running.is_some() != next.is_some() {
         leave(cpu, regs);
         match next {
@@ -339,7 +445,7 @@ pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
         // Only now, when nothing of the old one is loaded here any more, may it run elsewhere.
         if let Some(prev) = prev.filter(|prev| Some(*prev) != next) {
             time::cancel(TimerKey::new(prev, TimerKind::Slice));
-            follow(scheduler().context_saved(prev));
+            follow(scheduler().context_saved(prev, time::now()));
         }
     }
     if let Some(running) = &cpu.running {

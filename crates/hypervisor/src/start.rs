@@ -55,7 +55,7 @@ extern "C" fn on_main_stack() -> ! {
     );
     smp::start_others(boot_info, options.maxcpus);
     info!("Processors: {} in use", smp::cpus());
-    if let Err(errno) = schedule::init(smp::cpus() as u32) {
+    if let Err(errno) = schedule::init(smp::cpus() as u32, options.sched_ratelimit_us) {
         fatal::cannot_boot(format_args!("no memory for the scheduler ({errno:?})"));
     }
     if options.dom0_no_xsave {

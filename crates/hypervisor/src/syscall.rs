@@ -6,7 +6,8 @@
 use crate::cpu::{Cpu, Running};
 use crate::host::load_root;
 use crate::ops::{
-    console, control, domctl, events, grant, memory, misc, multicall, physdev, sched, sysctl, vcpu,
+    console, control, domctl, events, grant, hypfs, memory, misc, multicall, physdev, sched,
+    sysctl, vcpu,
 };
 use crate::{refusal, traps};
 use philoxen_abi::addr::GuestWords;
@@ -122,7 +123,7 @@ pub fn dispatch(cpu: CpuId, running: &mut Running, number: u64, args: [u64; 5]) 
 
 #[inline(never)]
 fn dispatch_cold(running: &mut Running, number: u64, args: [u64; 5]) -> Flow {
-    let [a, b, c, d, _] = args;
+    let [a, b, c, d, e] = args;
     match allowed(number) {
         Allowed::All => {}
         Allowed::Privileged if running.domain.privileged => {}
@@ -157,6 +158,7 @@ fn dispatch_cold(running: &mut Running, number: u64, args: [u64; 5]) -> Flow {
         nr::PLATFORM_OP => physdev::platform_op(running, a),
         nr::SYSCTL => sysctl::sysctl(running, a),
         nr::DOMCTL => domctl::domctl(running, a, b),
+        nr::HYPFS_OP => hypfs::hypfs_op(a, [b, c, d, e]),
         _ => Errno::ENOSYS.into(),
     }
 }

@@ -34,14 +34,6 @@ static QUEUES: [Mutex<TimerQueue>; MAX_CPUS] = [const { Mutex::new(TimerQueue::n
 /// Processor whose queue has a vCPU's deadlines.
 static HOME: [AtomicU32; schedule::MAX_VCPUS as usize] =
     [const { AtomicU32::new(0) }; schedule::MAX_VCPUS as usize];
-/// All kinds of deadlines.
-const KINDS: [TimerKind; 5] = [
-    TimerKind::Singleshot,
-    TimerKind::Periodic,
-    TimerKind::Poll,
-    TimerKind::Slice,
-    TimerKind::Watchdog,
-];
 /// Ticks that must be added to each processor's counter to agree with processor 0's, and whether any must.
 static OFFSETS: [AtomicI64; MAX_CPUS] = [const { AtomicI64::new(0) }; MAX_CPUS];
 static SKEWED: AtomicBool = AtomicBool::new(false);
@@ -193,10 +185,10 @@ pub fn adopt(cpu: CpuId, vcpu: VcpuKey) {
 
 #[cold]
 fn move_home(cpu: CpuId, vcpu: VcpuKey) {
-    let mut taken = ArrayVec::<(TimerKey, u64), { KINDS.len() }>::new();
+    let mut taken = ArrayVec::<(TimerKey, u64), { TimerKind::ALL.len() }>::new();
     {
         let (_, mut old) = lock_home(vcpu);
-        let keys = KINDS.map(|kind| TimerKey::new(vcpu, kind));
+        let keys = TimerKind::ALL.map(|kind| TimerKey::new(vcpu, kind));
         taken.extend(
             keys.into_iter()
                 .filter_map(|key| Some((key, old.cancel(key)?))),
@@ -219,7 +211,7 @@ fn move_home(cpu: CpuId, vcpu: VcpuKey) {
 pub fn forget(vcpu: VcpuKey) {
     for queue in QUEUES.iter().take(smp::cpus()) {
         let mut queue = queue.lock();
-        for kind in KINDS {
+        for kind in TimerKind::ALL {
             queue.cancel(TimerKey::new(vcpu, kind));
         }
     }
@@ -290,6 +282,7 @@ fn expire(cpu: CpuId, key: TimerKey, now: u64) {
         }
         TimerKind::Slice => cpu::request(cpu, cpu::RESCHEDULE),
         TimerKind::Watchdog => crate::watchdog::check(&domain, now),
+        TimerKind::Budget => schedule::release(key.vcpu()),
     }
 }
 

@@ -32,8 +32,6 @@ pub struct Vcpu {
     pub initialised: AtomicBool,
     /// Period of its periodic timer in nanoseconds, 0 if stopped.
     pub period: AtomicU64,
-    /// Processors that tools would like it to run on; nothing follows from it.
-    pub soft_affinity: [AtomicU64; 4],
 }
 
 impl Vcpu {
@@ -48,7 +46,6 @@ impl Vcpu {
             time_area: AtomicU64::new(0),
             initialised: AtomicBool::new(false),
             period: AtomicU64::new(0),
-            soft_affinity: [const { AtomicU64::new(u64::MAX) }; 4],
         }
     }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sets of processors.
 
+use core::ops::Range;
+
 /// Processors that a set can name.
 pub const MAX_CPUS: u32 = 256;
 const WORDS: usize = MAX_CPUS as usize / 64;
@@ -29,6 +31,16 @@ impl CpuMask {
         &self.0
     }
 
+    /// The set of the processors below `count`.
+    pub(crate) fn below(count: u32) -> Self {
+        let mut mask = Self::NONE;
+        for (word, first) in mask.0.iter_mut().zip((0u32..).step_by(64)) {
+            let bits = count.saturating_sub(first).min(64);
+            *word = u64::MAX.checked_shr(64 - bits).unwrap_or(0);
+        }
+        mask
+    }
+
     /// The set of one processor.
     pub fn one(cpu: u32) -> Self {
         let mut mask = Self::NONE;
@@ -44,5 +56,25 @@ impl CpuMask {
         self.0
             .get((cpu / 64) as usize)
             .is_some_and(|word| word >> (cpu % 64) & 1 != 0)
+    }
+
+    /// What is in both sets.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let mut both = *self;
+        for (word, other) in both.0.iter_mut().zip(other.0) {
+            *word &= other;
+        }
+        both
+    }
+
+    /// Number of members.
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// The members among `cpus`, in order.
+    pub(crate) fn among(self, cpus: Range<u32>) -> impl Iterator<Item = u32> + Clone {
+        cpus.filter(move |&cpu| self.contains(cpu))
     }
 }

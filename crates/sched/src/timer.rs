@@ -21,6 +21,8 @@ pub enum TimerKind {
     Slice = 3,
     /// A watchdog of the domain (kept by its first vCPU).
     Watchdog = 4,
+    /// The domain's budget is filled up ([`crate::Kick::Later`]).
+    Budget = 5,
 }
 
 /// Places kept for each vCPU.
@@ -29,6 +31,18 @@ const KINDS: u32 = 8;
 /// A deadline's owner: a vCPU and a kind.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TimerKey(u32);
+
+impl TimerKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] = [
+        Self::Singleshot,
+        Self::Periodic,
+        Self::Poll,
+        Self::Slice,
+        Self::Watchdog,
+        Self::Budget,
+    ];
+}
 
 impl TimerKey {
     /// The deadline `kind` of `vcpu`.
@@ -48,7 +62,8 @@ impl TimerKey {
             1 => TimerKind::Periodic,
             2 => TimerKind::Poll,
             3 => TimerKind::Slice,
-            _ => TimerKind::Watchdog,
+            4 => TimerKind::Watchdog,
+            _ => TimerKind::Budget,
         }
     }
 }

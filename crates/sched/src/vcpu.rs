@@ -1,18 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the scheduler knows of a vCPU.
 //!
-//! Invariant: all fields change only under the run-queue lock of the processor named by `home`, and `home` itself only
-//! under the lock of its old value. They are atomics because the lock is not around the record.
+//! Invariant: all fields change only under the lock of the group of the processor named by `home`, and `home` itself only
+//! under the lock of its old value. They are atomics because the lock is not around the record. (The budget has its own
+//! lock: the vCPUs of a domain may be in different groups.)
 
+use crate::cap::Budget;
+use crate::field::{Flag, Long, Word};
+use crate::heap::Links;
 use crate::mask::CpuMask;
-use crate::{DEFAULT_WEIGHT, SLICE_NS};
+use crate::virtual_time::VirtualTime;
 use core::array::from_fn;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use spin::Mutex;
 
 /// A vCPU, as numbered by [`crate::Scheduler::add`]; small and dense, good for indexing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VcpuKey(pub u32);
 
+/// The largest weight.
+pub const MAX_WEIGHT: u32 = 65535;
 /// No vCPU or no processor.
 pub(crate) const NONE: u32 = u32::MAX;
 
@@ -42,60 +49,100 @@ pub struct Runstate {
     pub time: [u64; 4],
 }
 
+/// Where a vCPU waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// Nowhere: it does not want to run, runs, or is between two places.
+    Nowhere,
+    /// In the heap of its group.
+    Shared,
+    /// In the heap of its home processor.
+    Own,
+    /// The same, and there is no other it may run on.
+    Pinned,
+    /// For its domain's budget ([`crate::Kick::Later`]).
+    Budget,
+}
+
 #[derive(Debug)]
 pub(crate) struct Vcpu {
-    /// Processor whose queue lock guards this record.
+    /// The processor it runs or ran on, or waits for; the lock of its group guards this record.
     pub(crate) home: AtomicU32,
-    state: AtomicU8,
-    /// Pauses not undone yet.
-    pub(crate) pauses: AtomicU32,
-    /// True while on a run queue.
-    pub(crate) queued: AtomicBool,
-    /// Woken up lately: goes to the queue that is served first.
-    pub(crate) boosted: AtomicBool,
     /// Processor that may still hold the vCPU's registers, or `NONE`.
     pub(crate) on_cpu: AtomicU32,
-    /// What is left of its slice, in nanoseconds; 0: a full one.
-    pub(crate) left: AtomicU64,
-    pub(crate) weight: AtomicU32,
-    affinity: [AtomicU64; 4],
-    /// Neighbours on the run queue.
-    pub(crate) next: AtomicU32,
-    pub(crate) prev: AtomicU32,
-    runstate: AtomicU32,
-    entered: AtomicU64,
-    time: [AtomicU64; 4],
+    state: AtomicU8,
+    place: AtomicU8,
+    /// Pauses not undone yet.
+    pub(crate) pauses: Word,
+    /// It woke up and has not run since: the context-switch allowance does not hold against it.
+    pub(crate) woken: Flag,
+    pub(crate) time: VirtualTime,
+    /// Between two groups: `time` begins anew, with its debt only, until it is set right ([`crate::Scheduler`]'s `lock`).
+    pub(crate) adrift: Flag,
+    /// Up to when its running is accounted, while it runs.
+    pub(crate) since: Long,
+    /// The vCPU whose budget it draws on; its own, if not another of its domain.
+    pub(crate) leader: Word,
+    /// True if that budget has a bound.
+    pub(crate) bounded: Flag,
+    pub(crate) budget: Mutex<Budget>,
+    hard: [Long; 4],
+    soft: [Long; 4],
+    pub(crate) links: Links,
+    runstate: Word,
+    entered: Long,
+    spent: [Long; 4],
+}
+
+fn mask(words: &[Long; 4]) -> CpuMask {
+    CpuMask::from_words(&words.each_ref().map(Long::get))
+}
+
+fn set_mask(words: &[Long; 4], mask: &CpuMask) {
+    for (to, from) in words.iter().zip(mask.words()) {
+        to.set(*from);
+    }
 }
 
 impl Vcpu {
     pub(crate) fn vacant() -> Self {
         Self {
             home: AtomicU32::new(0),
-            state: AtomicU8::new(State::Vacant as u8),
-            pauses: AtomicU32::new(0),
-            queued: AtomicBool::new(false),
-            boosted: AtomicBool::new(false),
             on_cpu: AtomicU32::new(NONE),
-            left: AtomicU64::new(0),
-            weight: AtomicU32::new(DEFAULT_WEIGHT),
-            affinity: from_fn(|_| AtomicU64::new(u64::MAX)),
-            next: AtomicU32::new(NONE),
-            prev: AtomicU32::new(NONE),
-            runstate: AtomicU32::new(3),
-            entered: AtomicU64::new(0),
-            time: from_fn(|_| AtomicU64::new(0)),
+            state: AtomicU8::new(State::Vacant as u8),
+            place: AtomicU8::new(Place::Nowhere as u8),
+            pauses: Word::new(0),
+            woken: Flag::new(false),
+            time: VirtualTime::new(),
+            adrift: Flag::new(false),
+            since: Long::new(0),
+            leader: Word::new(NONE),
+            bounded: Flag::new(false),
+            budget: Mutex::new(Budget::UNBOUNDED),
+            hard: from_fn(|_| Long::new(u64::MAX)),
+            soft: from_fn(|_| Long::new(u64::MAX)),
+            links: Links::new(),
+            runstate: Word::new(3),
+            entered: Long::new(0),
+            spent: from_fn(|_| Long::new(0)),
         }
     }
 
     /// Starts a new life of the slot: offline, unpaused, nothing accounted.
-    pub(crate) fn reset(&self, now: u64) {
-        self.pauses.store(0, Ordering::Relaxed);
-        self.boosted.store(false, Ordering::Relaxed);
-        self.left.store(0, Ordering::Relaxed);
-        self.runstate.store(3, Ordering::Relaxed);
-        self.entered.store(now, Ordering::Relaxed);
-        for time in &self.time {
-            time.store(0, Ordering::Relaxed);
+    pub(crate) fn reset(&self, key: VcpuKey, hard: &CpuMask, weight: u32, now: u64) {
+        self.pauses.set(0);
+        self.woken.set(false);
+        self.time.reset(weight.clamp(1, MAX_WEIGHT));
+        self.adrift.set(false);
+        self.leader.set(key.0);
+        self.bounded.set(false);
+        *self.budget.lock() = Budget::UNBOUNDED;
+        self.set_hard(hard);
+        self.set_soft(&CpuMask::ALL);
+        self.runstate.set(3);
+        self.entered.set(now);
+        for time in &self.spent {
+            time.set(0);
         }
         self.state.store(State::Offline as u8, Ordering::Relaxed);
     }
@@ -110,8 +157,36 @@ impl Vcpu {
         }
     }
 
+    pub(crate) fn place(&self) -> Place {
+        match self.place.load(Ordering::Relaxed) {
+            1 => Place::Shared,
+            2 => Place::Own,
+            3 => Place::Pinned,
+            4 => Place::Budget,
+            _ => Place::Nowhere,
+        }
+    }
+
+    /// True if it waits in a heap.
+    pub(crate) fn is_queued(&self) -> bool {
+        !matches!(self.place(), Place::Nowhere | Place::Budget)
+    }
+
+    pub(crate) fn set_place(&self, place: Place) {
+        self.place.store(place as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn home(&self) -> u32 {
+        self.home.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_paused(&self) -> bool {
-        self.pauses.load(Ordering::Relaxed) != 0
+        self.pauses.get() != 0
+    }
+
+    /// True if it wants to run, or does.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.state(), State::Runnable | State::Running) && !self.is_paused()
     }
 
     /// Changes the state and keeps the time account.
@@ -128,28 +203,22 @@ impl Vcpu {
             State::Runnable if !self.is_paused() => 1,
             _ => 3,
         };
-        let old = self.runstate.load(Ordering::Relaxed);
+        let old = self.runstate.get();
         if new == old {
             return;
         }
-        let since = self.entered.load(Ordering::Relaxed);
-        if let Some(time) = self.time.get(old as usize) {
-            // One writer at a time, under the home lock; sums of real time do not overflow.
-            time.fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+        let since = self.entered.get();
+        if let Some(time) = self.spent.get(old as usize) {
+            time.set(time.get().saturating_add(now.saturating_sub(since)));
         }
-        self.runstate.store(new, Ordering::Relaxed);
-        self.entered.store(now.max(since), Ordering::Relaxed);
+        self.runstate.set(new);
+        self.entered.set(now.max(since));
     }
 
     /// The time account up to `now`.
     pub(crate) fn runstate(&self, now: u64) -> Runstate {
-        let state = self.runstate.load(Ordering::Relaxed);
-        let entered = self.entered.load(Ordering::Relaxed);
-        let mut time: [u64; 4] = from_fn(|i| {
-            self.time
-                .get(i)
-                .map_or(0, |time| time.load(Ordering::Relaxed))
-        });
+        let (state, entered) = (self.runstate.get(), self.entered.get());
+        let mut time = self.spent.each_ref().map(Long::get);
         if let Some(current) = time.get_mut(state as usize) {
             *current = current.saturating_add(now.saturating_sub(entered));
         }
@@ -160,25 +229,21 @@ impl Vcpu {
         }
     }
 
-    pub(crate) fn affinity(&self) -> CpuMask {
-        let words: [u64; 4] = from_fn(|i| {
-            self.affinity
-                .get(i)
-                .map_or(0, |word| word.load(Ordering::Relaxed))
-        });
-        CpuMask::from_words(&words)
+    /// The processors it may run on.
+    pub(crate) fn hard(&self) -> CpuMask {
+        mask(&self.hard)
     }
 
-    pub(crate) fn set_affinity(&self, mask: &CpuMask) {
-        for (to, from) in self.affinity.iter().zip(mask.words()) {
-            to.store(*from, Ordering::Relaxed);
-        }
+    pub(crate) fn set_hard(&self, wanted: &CpuMask) {
+        set_mask(&self.hard, wanted);
     }
 
-    /// Length of a full slice: in proportion to the weight, between 1 and 100 milliseconds.
-    pub(crate) fn slice(&self) -> u64 {
-        let weight = u64::from(self.weight.load(Ordering::Relaxed));
-        (SLICE_NS.saturating_mul(weight) / u64::from(DEFAULT_WEIGHT))
-            .clamp(SLICE_NS / 10, SLICE_NS * 10)
+    /// The processors it had better run on.
+    pub(crate) fn soft(&self) -> CpuMask {
+        mask(&self.soft)
+    }
+
+    pub(crate) fn set_soft(&self, wanted: &CpuMask) {
+        set_mask(&self.soft, wanted);
     }
 }

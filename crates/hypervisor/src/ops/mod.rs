@@ -6,6 +6,7 @@ pub mod control;
 pub mod domctl;
 pub mod events;
 pub mod grant;
+pub mod hypfs;
 pub mod memory;
 pub mod misc;
 pub mod multicall;

@@ -4,11 +4,11 @@
 use crate::cpu::{self, CONSOLE, Running};
 use crate::ops::domctl::info::domain_info;
 use crate::{domain, input, policy, refusal, schedule, smp};
-use core::sync::atomic::{AtomicU32, Ordering};
 use philoxen_abi::domctl::{DomainInfo, MsrEntry, SCHEDULER_CREDIT2};
 use philoxen_abi::sysctl::{self as abi, RECORD, cpupool, op, physcap};
 use philoxen_abi::{DomId, Errno, Flow, GuestMemory, GuestVa, PAGE_SIZE, Result};
 use philoxen_control::{bitmap, policy as leaves};
+use philoxen_domain::options::is_rate_limit;
 use philoxen_hw::cpu::guest::LoadedGuest;
 use philoxen_hw::cpu::{MAX_CPUS, cpu_id};
 use philoxen_hw::{dev, log, memory};
@@ -21,9 +21,6 @@ const CHUNK: usize = 256;
 const MAX_KEYS: u32 = 32;
 /// Most devices looked up in one request.
 const MAX_DEVICES: u32 = 1024;
-/// Shortest time a vCPU runs, in microseconds, as tools set it: kept for them to read.
-static RATE_LIMIT: AtomicU32 = AtomicU32::new(1000);
-const RATE_LIMITS: core::ops::RangeInclusive<u32> = 100..=500_000;
 
 /// A request's record in the caller's memory.
 struct Record(GuestVa);
@@ -262,6 +259,7 @@ pub fn all_processors() -> [u64; bitmap::WORDS] {
     words
 }
 
+/// `scheduler_op`: the rate limit of credit2 is our context-switch allowance.
 fn scheduler(record: &Record) -> Result<i64> {
     let mut request: abi::SchedulerOp = record.read()?;
     if request.cpupool_id != 0 {
@@ -271,10 +269,10 @@ fn scheduler(record: &Record) -> Result<i64> {
         return Err(Errno::EINVAL);
     }
     match request.cmd {
-        0 if request.ratelimit_us == 0 || RATE_LIMITS.contains(&request.ratelimit_us) => {
-            RATE_LIMIT.store(request.ratelimit_us, Ordering::Relaxed);
+        0 if is_rate_limit(request.ratelimit_us) => {
+            schedule::set_allowance_us(request.ratelimit_us);
         }
-        1 => request.ratelimit_us = RATE_LIMIT.load(Ordering::Relaxed),
+        1 => request.ratelimit_us = schedule::allowance_us(),
         _ => return Err(Errno::EINVAL),
     }
     record.write(&request)

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Host tests under a simulated clock.
 
-mod scheduling;
 mod timers;
+
+mod fairness;
+mod heap;
+mod protocol;
+mod sim;

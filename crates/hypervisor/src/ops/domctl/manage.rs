@@ -169,9 +169,7 @@ pub fn scheduler(request: &Request<'_>) -> Result<i64> {
     match record.cmd {
         SCHEDOP_PUTINFO => {
             *share = share.changed(record.weight, record.cap);
-            for vcpu in request.target.vcpus() {
-                schedule::set_weight(vcpu, share.weight.into());
-            }
+            schedule::set_share(&request.target, share.weight.into(), share.cap.into());
             Ok(0)
         }
         SCHEDOP_GETINFO => {

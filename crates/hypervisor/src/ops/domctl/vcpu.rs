@@ -6,7 +6,6 @@ use crate::lifecycle::while_stopped;
 use crate::ops::sysctl::all_processors;
 use crate::vcpu::{Vcpu, VcpuState};
 use crate::{context, schedule, time};
-use core::sync::atomic::Ordering;
 use philoxen_abi::domctl::{
     self as abi, AFFINITY_FORCE, AFFINITY_HARD, AFFINITY_SOFT, ExtVcpuContext, MsrEntry,
 };
@@ -230,7 +229,7 @@ pub fn set_msrs(request: &Request<'_>) -> Outcome {
     }
 }
 
-/// `setvcpuaffinity`: the soft affinity is a wish, which is kept and shown.
+/// `setvcpuaffinity`.
 pub fn set_affinity(request: &Request<'_>) -> Result<i64> {
     let record: abi::VcpuAffinity = request.read()?;
     let vcpu = request.vcpu(record.vcpu)?;
@@ -251,9 +250,7 @@ pub fn set_affinity(request: &Request<'_>) -> Result<i64> {
     }
     if record.flags & AFFINITY_SOFT != 0 {
         let wanted = bitmap::read(&LoadedGuest, &record.soft)?;
-        for (place, word) in vcpu.soft_affinity.iter().zip(wanted) {
-            place.store(word, Ordering::Relaxed);
-        }
+        schedule::set_soft_affinity(vcpu, &CpuMask::from_words(&wanted))?;
         let hard = *schedule::affinity(vcpu).words();
         bitmap::write(
             &LoadedGuest,
@@ -273,11 +270,8 @@ pub fn get_affinity(request: &Request<'_>) -> Result<i64> {
         bitmap::write(&LoadedGuest, &record.hard, hard.words())?;
     }
     if record.flags & AFFINITY_SOFT != 0 {
-        let soft = vcpu
-            .soft_affinity
-            .each_ref()
-            .map(|word| word.load(Ordering::Relaxed));
-        bitmap::write(&LoadedGuest, &record.soft, &soft)?;
+        let soft = schedule::soft_affinity(vcpu);
+        bitmap::write(&LoadedGuest, &record.soft, soft.words())?;
     }
     Ok(0)
 }
