@@ -190,6 +190,8 @@ pub enum Bench {
     Micro(BenchOptions),
     /// Guests made and destroyed by Debian's xl, what they take of memory, their network and disk
     Domains(DomainsOptions),
+    /// Cost of the scheduler's decisions on this host, for 2 to 512 vCPUs
+    SchedHost,
 }
 
 #[derive(Group, Clone, Debug)]

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::args::{BenchOptions, DOM0_ARGS, HYPERVISOR_ARGS, MEMORY, Mode, Net};
 use crate::build;
-use crate::host::{Progress, Tree};
+use crate::host::{self, Progress, Tree};
 use crate::initramfs;
 use crate::kernel;
 use crate::qemu::{Boot, Machine, Outcome, Watch};
@@ -18,6 +19,17 @@ use crate::run::{self, Files};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const MICRO_LIMIT: Duration = Duration::from_secs(1800);
+
+/// `cargo xtask bench sched-host`.
+pub fn sched_host(tree: &Tree) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    host::run(
+        Command::new(cargo)
+            .args(["run", "--quiet", "--release", "--package", "philoxen-sched"])
+            .args(["--example", "decisions"])
+            .current_dir(&tree.root),
+    )
+}
 
 /// A system to measure.
 struct System {

@@ -40,6 +40,7 @@ fn main() -> std::process::ExitCode {
         Command::Iso(options) => iso::command(&tree, &options).map(|()| true),
         Command::Bench(Bench::Boot(options)) => bench::boot(&tree, &options).map(|()| true),
         Command::Bench(Bench::Micro(options)) => bench::micro(&tree, &options).map(|()| true),
+        Command::Bench(Bench::SchedHost) => bench::sched_host(&tree).map(|()| true),
         Command::Bench(Bench::Domains(options)) => domains::domains(&tree, &options).map(|()| true),
     });
     match result {
