@@ -434,6 +434,10 @@ pub struct SendTrigger {
 
 /// `XEN_DOMCTL_SENDTRIGGER_NMI`.
 pub const TRIGGER_NMI: u32 = 0;
+/// `XEN_DOMCTL_SENDTRIGGER_POWER`.
+pub const TRIGGER_POWER: u32 = 3;
+/// `XEN_DOMCTL_SENDTRIGGER_SLEEP`.
+pub const TRIGGER_SLEEP: u32 = 4;
 
 /// `struct xen_domctl_ext_vcpucontext`.
 #[repr(C)]

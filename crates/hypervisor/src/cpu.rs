@@ -174,11 +174,18 @@ impl Cpu {
             let Some(running) = &mut self.running else {
                 continue;
             };
-            if !running.info.upcall_due() {
+            let nmi = running.vcpu.nmi.load(Ordering::Acquire) && running.state.pv.takes_nmi();
+            if !nmi && !running.info.upcall_due() {
                 break;
             }
             let (vcpu, mut entry) = running.entry();
-            match bounce::event(&mut vcpu.pv, regs, &mut entry) {
+            let delivered = if nmi {
+                entry.vcpu.nmi.store(false, Ordering::Release);
+                bounce::nmi(&mut vcpu.pv, regs, &mut entry)
+            } else {
+                bounce::event(&mut vcpu.pv, regs, &mut entry)
+            };
+            match delivered {
                 Ok(()) => break,
                 Err(crash) => self.crash(regs, &crash),
             }

@@ -317,6 +317,7 @@ pub fn report_change() {
 pub fn release_vcpu(vcpu: &Vcpu, budget: &mut Budget) {
     let state = vcpu.parked.lock().take();
     vcpu.initialised.store(false, Ordering::Release);
+    vcpu.nmi.store(false, Ordering::Relaxed);
     if let Some(state) = state {
         release_tables(&state);
     }

@@ -191,13 +191,27 @@ pub fn kick(dom: DomId, vcpu: VcpuId) {
     }
 }
 
+/// Sends a vCPU an NMI. One that comes while another is handled waits until the vCPU next has an event or a switch.
+pub fn send_nmi(vcpu: &Vcpu) {
+    vcpu.nmi.store(true, Ordering::Release);
+    follow(scheduler().wake(vcpu.key, time::now()));
+    // If it runs, its processor looks for NMIs when it has other work.
+    if scheduler().is_on_cpu(vcpu.key) {
+        follow(Kick::Reschedule(scheduler().home(vcpu.key)));
+    }
+}
+
 /// Blocks the running vCPU unless an upcall is due (or its poll has ended, if it polls).
 pub fn block(running: &Running, polling: bool) {
     let events = running.events();
-    let may_block = || !events.upcall_due(&FRAMES) && (!polling || events.is_polling());
+    let nmi = || running.vcpu.nmi.load(Ordering::Acquire) && running.state.pv.takes_nmi();
+    let may_block = || !nmi() && !events.upcall_due(&FRAMES) && (!polling || events.is_polling());
     if scheduler().block(running.vcpu().key, time::now(), may_block) {
         // From here on an event must wake it: the way out does not look at it any more.
         set(&CURRENT, cpu_id(), NOBODY);
+        cpu::request(cpu_id(), RESCHEDULE);
+    } else if nmi() {
+        // One that came during another's handler: the way out looks for it when there is other work.
         cpu::request(cpu_id(), RESCHEDULE);
     }
 }

@@ -30,6 +30,8 @@ pub struct Vcpu {
     pub time_area: AtomicU64,
     /// It has registers (built, or `VCPUOP_initialise` came).
     pub initialised: AtomicBool,
+    /// An NMI waits to be delivered.
+    pub nmi: AtomicBool,
     /// Period of its periodic timer in nanoseconds, 0 if stopped.
     pub period: AtomicU64,
 }
@@ -45,6 +47,7 @@ impl Vcpu {
             runstate_area: AtomicU64::new(0),
             time_area: AtomicU64::new(0),
             initialised: AtomicBool::new(false),
+            nmi: AtomicBool::new(false),
             period: AtomicU64::new(0),
         }
     }

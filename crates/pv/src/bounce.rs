@@ -465,6 +465,18 @@ pub fn event<E: KernelEntry>(pv: &mut PvCpu, regs: &mut Regs, env: &mut E) -> Re
     deliver(&frame, pv, regs, env)
 }
 
+/// Delivers an NMI, which the guest must take ([`PvCpu::takes_nmi`]).
+///
+/// # Errors
+/// The reason to crash the domain.
+pub fn nmi<E: KernelEntry>(pv: &mut PvCpu, regs: &mut Regs, env: &mut E) -> Result<(), Crash> {
+    let (entry, masked) = (pv.nmi(), env.upcall_masked());
+    let frame = plan_callback(pv, regs, masked, entry, callback::CALLBACKTYPE_NMI)?;
+    deliver(&frame, pv, regs, env)?;
+    pv.begin_nmi();
+    Ok(())
+}
+
 /// Delivers the failsafe callback; `selectors` are DS, ES, FS, GS as the guest should have them. Those that differ from what is
 /// loaded could not be; if none does, it was CS, SS or RIP.
 ///

@@ -39,7 +39,7 @@ pub fn iret(
         }
         pv.in_kernel = false;
     }
-    pv.iopl_from_iret(frame.rflags);
+    pv.note_iret(frame.rflags);
     let masked = frame.rflags & arch::rflags::IF == 0;
 
     regs.rax = frame.rax;

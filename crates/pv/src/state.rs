@@ -4,6 +4,7 @@
 //! Invariant: every entry address kept here is canonical, checked when it was registered, so entering the kernel needs
 //! no check of it (XSA-298: an address of 0 means "not registered" and is never entered).
 
+use crate::bounce::vector;
 use core::fmt;
 use philoxen_abi::addr::is_canonical;
 use philoxen_abi::arch::{self, TrapInfo};
@@ -133,10 +134,12 @@ pub struct PvCpu {
     pub syscall32: Callback,
     /// SYSENTER.
     pub sysenter: Callback,
-    /// NMI.
-    pub nmi: Callback,
     iopl: u8,
     architectural_iopl: bool,
+    /// An NMI was delivered whose handler has not returned.
+    in_nmi: bool,
+    /// `iret` has to look at one of the two: kept together so that it looks once.
+    iret_work: bool,
     shown_iopl: u64,
 }
 
@@ -159,9 +162,10 @@ impl PvCpu {
             syscall: Callback::NONE,
             syscall32: Callback::NONE,
             sysenter: Callback::NONE,
-            nmi: Callback::NONE,
             iopl: 0,
             architectural_iopl: false,
+            in_nmi: false,
+            iret_work: false,
             shown_iopl: 0,
         }
     }
@@ -218,18 +222,19 @@ impl PvCpu {
     pub fn register_callback(&mut self, kind: u16, flags: u16, address: u64) -> Result<()> {
         let mask = flags & callback::CALLBACKF_MASK_EVENTS != 0;
         let wanted = Callback::new(address, mask).ok_or(Errno::EINVAL)?;
-        // Event and NMI entries mask events whatever the flag says.
-        let masked = Callback {
-            mask_events: true,
-            ..wanted
-        };
         match kind {
-            callback::CALLBACKTYPE_EVENT => self.event = masked,
+            // Event and NMI entries mask events whatever the flag says.
+            callback::CALLBACKTYPE_EVENT => {
+                self.event = Callback {
+                    mask_events: true,
+                    ..wanted
+                };
+            }
             callback::CALLBACKTYPE_FAILSAFE => self.failsafe = wanted,
             callback::CALLBACKTYPE_SYSCALL => self.syscall = wanted,
             callback::CALLBACKTYPE_SYSCALL32 => self.syscall32 = wanted,
             callback::CALLBACKTYPE_SYSENTER => self.sysenter = wanted,
-            callback::CALLBACKTYPE_NMI => self.nmi = masked,
+            callback::CALLBACKTYPE_NMI => self.set_nmi_gate(address),
             _ => return Err(Errno::ENOSYS),
         }
         Ok(())
@@ -247,10 +252,33 @@ impl PvCpu {
             | callback::CALLBACKTYPE_SYSCALL32
             | callback::CALLBACKTYPE_SYSENTER => Err(Errno::EINVAL),
             callback::CALLBACKTYPE_NMI => {
-                self.nmi = Callback::NONE;
+                self.set_nmi_gate(0);
                 Ok(())
             }
             _ => Err(Errno::ENOSYS),
+        }
+    }
+
+    /// The NMI callback is the gate of vector 2: so the trap table, which is saved with the vCPU, has it.
+    fn set_nmi_gate(&mut self, address: u64) {
+        if let Some(gate) = self.traps.get_mut(usize::from(vector::NMI)) {
+            *gate = Gate {
+                address,
+                cs: if address == 0 {
+                    0
+                } else {
+                    arch::FLAT_KERNEL_CS64
+                },
+                flags: 0,
+            };
+        }
+    }
+
+    /// Where NMIs go.
+    pub(crate) fn nmi(&self) -> Callback {
+        Callback {
+            address: self.gate(vector::NMI).address,
+            mask_events: true,
         }
     }
 
@@ -290,16 +318,36 @@ impl PvCpu {
         self.shown_iopl
     }
 
-    /// Takes the level from RFLAGS of an `iret` frame if the assist is on.
+    /// Takes the level from RFLAGS of an `iret` frame if the assist is on, and ends an NMI.
     #[inline(always)]
-    pub(crate) fn iopl_from_iret(&mut self, rflags: u64) {
-        if self.architectural_iopl {
-            self.iopl = ((rflags & arch::rflags::IOPL) >> 12) as u8;
-            self.update_shown();
+    pub(crate) fn note_iret(&mut self, rflags: u64) {
+        if self.iret_work {
+            self.iret_does(rflags);
         }
     }
 
+    #[cold]
+    fn iret_does(&mut self, rflags: u64) {
+        self.in_nmi = false;
+        if self.architectural_iopl {
+            self.iopl = ((rflags & arch::rflags::IOPL) >> 12) as u8;
+        }
+        self.update_shown();
+    }
+
+    /// True if an NMI can be delivered: there is a callback, and no NMI is being handled.
+    pub fn takes_nmi(&self) -> bool {
+        self.nmi().is_set() && !self.in_nmi
+    }
+
+    /// Until the next `iret` no NMI is delivered.
+    pub(crate) fn begin_nmi(&mut self) {
+        self.in_nmi = true;
+        self.update_shown();
+    }
+
     fn update_shown(&mut self) {
+        self.iret_work = self.architectural_iopl || self.in_nmi;
         self.shown_iopl = if self.architectural_iopl {
             u64::from(self.iopl) << 12
         } else {

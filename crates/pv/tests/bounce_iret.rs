@@ -375,6 +375,35 @@ fn selectors_of_the_hypervisor_and_null_are_not_code() {
     }
 }
 
+#[test]
+fn nmis_wait_for_the_handlers_iret() {
+    let (mut pv, mut regs, mut vcpu) = (kernel(), user(), Vcpu::default());
+    pv.unregister_callback(callback::CALLBACKTYPE_NMI).unwrap();
+    assert!(!pv.takes_nmi());
+    pv.register_callback(callback::CALLBACKTYPE_NMI, 0, HANDLER + 0x2000)
+        .unwrap();
+    assert!(pv.takes_nmi());
+    // The trap table, which tools save, has it.
+    assert_eq!(pv.trap_info(2).address, HANDLER + 0x2000);
+    bounce::nmi(&mut pv, &mut regs, &mut vcpu).unwrap();
+    assert_eq!(regs.rip, HANDLER + 0x2000);
+    assert!(vcpu.masked && !pv.takes_nmi());
+    let frame = IretContext {
+        rax: 1,
+        r11: 2,
+        rcx: 3,
+        flags: 0,
+        rip: HANDLER,
+        cs: 0xe030,
+        rflags: rflags::IF,
+        rsp: STACK,
+        ss: 0xe028,
+    };
+    let done = iret(&mut pv, &mut regs, &frame, false).unwrap();
+    assert!(pv.takes_nmi() && !done.masked);
+    assert_eq!(pv.iopl(), 0);
+}
+
 fn any_address() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),

@@ -68,7 +68,10 @@ fn other_op(running: &Running, cmd: u32, target: &Vcpu, arg: GuestVa) -> Result<
             }
             timer_op(target, cmd, arg)
         }
-        op::SEND_NMI => Err(Errno::ENOSYS),
+        op::SEND_NMI => {
+            schedule::send_nmi(target);
+            Ok(0)
+        }
         op::GET_PHYSID => Err(Errno::EINVAL),
         _ => Err(Errno::ENOSYS),
     }

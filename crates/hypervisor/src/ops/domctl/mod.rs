@@ -124,6 +124,7 @@ fn dispatch(running: &Running, header: &abi::Header, arg: GuestVa) -> Outcome {
         op::IOPORT_PERMISSION => manage::permit_ports(r),
         op::GETPAGEFRAMEINFO3 => info::frames(r),
         op::GETVCPUINFO => info::vcpu(r),
+        op::SENDTRIGGER => vcpu::trigger(r),
         op::SETVCPUAFFINITY => vcpu::set_affinity(r),
         op::GETVCPUAFFINITY => vcpu::get_affinity(r),
         op::SET_CPU_POLICY => policy::set(r),

@@ -229,6 +229,20 @@ pub fn set_msrs(request: &Request<'_>) -> Outcome {
     }
 }
 
+/// `sendtrigger`: an NMI; there are no buttons to press.
+pub fn trigger(request: &Request<'_>) -> Result<i64> {
+    let record: abi::SendTrigger = request.read()?;
+    match record.trigger {
+        abi::TRIGGER_NMI => {
+            let vcpu = request.vcpu(record.vcpu).map_err(|_| Errno::ESRCH)?;
+            schedule::send_nmi(vcpu);
+            Ok(0)
+        }
+        abi::TRIGGER_POWER | abi::TRIGGER_SLEEP => Err(Errno::EINVAL),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
 /// `setvcpuaffinity`.
 pub fn set_affinity(request: &Request<'_>) -> Result<i64> {
     let record: abi::VcpuAffinity = request.read()?;
