@@ -170,6 +170,8 @@ impl Cpu {
         loop {
             if self.pending.load(Ordering::Relaxed) != 0 || self.running.is_none() {
                 self.work(regs);
+                // A change of vCPUs may have asked for another.
+                continue;
             }
             let Some(running) = &mut self.running else {
                 continue;
