@@ -2,7 +2,7 @@
 //! A second vCPU: initialise, up, IPIs both ways, down. Passes with a note where the domain has one vCPU.
 
 use crate::println;
-use crate::rt::memory::{self, KERNEL_CS, KERNEL_SS, Page};
+use crate::rt::memory::{self, KERNEL_CS, KERNEL_SS, Page, pte};
 use crate::rt::{check::Checks, events, hyper, time};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -11,6 +11,9 @@ use philoxen_abi::hypercall as nr;
 const INITIALISE: u64 = 0;
 const UP: u64 = 1;
 const IS_UP: u64 = 3;
+/// `UVMF_ALL` and `UVMF_INVLPG`.
+const FLUSH_ALL: u64 = 1 << 2;
+const FLUSH_PAGE: u64 = 2;
 /// Bytes of `struct vcpu_guest_context`.
 const CONTEXT: usize = 5168;
 /// What the second vCPU has done: 1 started, then what it was asked for.
@@ -19,6 +22,15 @@ static STATE: AtomicU64 = AtomicU64::new(0);
 /// What the second vCPU is asked for: a port to send on, or `u64::MAX` to end.
 #[unsafe(export_name = "guest_second_order")]
 static ORDER: AtomicU64 = AtomicU64::new(0);
+/// Where the second vCPU reads over and over, 0 for nowhere; what it has read and its counter then; how often it has.
+#[unsafe(export_name = "guest_second_place")]
+static PLACE: AtomicU64 = AtomicU64::new(0);
+#[unsafe(export_name = "guest_second_seen")]
+static SEEN: AtomicU64 = AtomicU64::new(0);
+#[unsafe(export_name = "guest_second_counter")]
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+#[unsafe(export_name = "guest_second_turns")]
+static TURNS: AtomicU64 = AtomicU64::new(0);
 
 // The second vCPU runs nothing but this: Rust's globals here are for one vCPU at a time.
 global_asm!(
@@ -28,7 +40,18 @@ global_asm!(
 guest_second_start:
     mov qword ptr [rip + guest_second_state], 1
 2:  pause
-    mov rbx, [rip + guest_second_order]
+    mov rbx, [rip + guest_second_place]
+    test rbx, rbx
+    jz 4f
+    mov rbx, [rbx]
+    mov [rip + guest_second_seen], rbx
+    lfence
+    rdtsc
+    shl rdx, 32
+    or rax, rdx
+    mov [rip + guest_second_counter], rax
+    inc qword ptr [rip + guest_second_turns]
+4:  mov rbx, [rip + guest_second_order]
     test rbx, rbx
     jz 2b
     mov qword ptr [rip + guest_second_order], 0
@@ -91,6 +114,83 @@ fn context(pages: Page, stack: u64) -> u64 {
     // CR3 in the folded form of the interface, which is the plain one below 2^52.
     at(tail + 24 * 8, root);
     pages.0
+}
+
+/// True once the second vCPU has read `value` in a turn that began after this call.
+fn reads(value: u64) -> bool {
+    let turn = TURNS.load(SeqCst);
+    within(|| TURNS.load(SeqCst) >= turn + 2) && SEEN.load(SeqCst) == value
+}
+
+/// What the second vCPU has in its TLB is gone when a flush has returned, and when a frame has become something else.
+fn shootdown(t: &mut Checks) {
+    let (window, frames) = (Page::take(), Page::take_many(2));
+    let [first, second] = [0, 1].map(|n| frames.plus(n));
+    // Even values: entries that are not present, should the page become a table.
+    let value = |page: Page| page.mfn() << 12;
+    for page in [first, second] {
+        memory::write(page.0, value(page));
+    }
+    t.ok("window", window.map(first.mfn(), pte::RO));
+    PLACE.store(window.0, SeqCst);
+    t.that("the second vCPU reads", reads(value(first)));
+    let mut both = 3_u64;
+    for round in 0..200 {
+        let page = if round % 2 == 0 { second } else { first };
+        let scope = if round % 4 < 2 {
+            FLUSH_ALL
+        } else {
+            hyper::address(&mut both)
+        };
+        let result =
+            hyper::update_va_mapping(window.0, page.mfn() << 12 | pte::RO, scope | FLUSH_PAGE);
+        t.note("map", result == 0, &round);
+        t.note("seen after the flush", reads(value(page)), &round);
+    }
+    for round in 0..50 {
+        // No flush is asked for: the hypervisor must see to it before the page becomes a table.
+        let [from, to] = if round % 2 == 0 {
+            [first, second]
+        } else {
+            [second, first]
+        };
+        t.note("from", window.map(from.mfn(), pte::RW) == 0, &round);
+        t.note("from is seen", within(|| reads(value(from))), &round);
+        let moved = hyper::update_va_mapping(window.0, to.mfn() << 12 | pte::RO, 0);
+        t.note("to", moved == 0, &round);
+        t.note("no writable mapping", from.protect() == 0, &round);
+        let pinned = hyper::mmuext_one(hyper::ext::PIN_L1, from.mfn(), 0);
+        t.note("pin", pinned == 0, &round);
+        t.note("not seen as a table", reads(value(to)), &round);
+        let unpinned = hyper::mmuext_one(hyper::ext::UNPIN, from.mfn(), 0);
+        t.note("unpin", unpinned == 0, &round);
+        t.note("writable again", from.restore() == 0, &round);
+    }
+}
+
+/// Counters never go back from one vCPU to the other, and both time records tell the same time.
+fn counters(t: &mut Checks) {
+    if time::record().flags & 1 == 0 {
+        println!("GUEST-INFO smp counters differ");
+        return;
+    }
+    let turn = TURNS.load(SeqCst);
+    let end = time::now() + 300_000_000;
+    let mut last = 0;
+    let mut ordered = true;
+    while time::now() < end {
+        let mine = time::tsc();
+        // A turn that ends later has read its counter after ours; the one before it is older than what we read next.
+        let theirs = COUNTER.load(SeqCst);
+        ordered &= theirs <= time::tsc() && theirs >= last && mine <= time::tsc();
+        last = theirs;
+    }
+    t.that("counters agree", ordered);
+    t.that("the second vCPU ran", TURNS.load(SeqCst) > turn);
+    let other = time::record_at(memory::shared_info() + 64 + 32);
+    let now = time::tsc();
+    let apart = other.map(|other| other.at(now).abs_diff(time::record().at(now)));
+    t.that("records agree", apart.is_some_and(|apart| apart <= 1000));
 }
 
 /// Runs the theme.
@@ -156,6 +256,9 @@ pub fn run(t: &mut Checks) {
         );
         t.note("flush on both", result == 0, &round);
     }
+    shootdown(t);
+    counters(t);
+    PLACE.store(0, SeqCst);
     ORDER.store(u64::MAX, SeqCst);
     t.that("it ends", within(|| STATE.load(SeqCst) == u64::MAX));
     t.that(
