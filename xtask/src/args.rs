@@ -189,7 +189,9 @@ pub enum Bench {
     /// System-call and process micro-benchmarks inside Domain 0
     Micro(BenchOptions),
     /// Guests made and destroyed by Debian's xl, what they take of memory, their network and disk
-    Domains(DomainsOptions),
+    Domains(GuestOptions),
+    /// What the scheduler gives guests: shares of a processor, and how soon they wake up beside others that compute
+    Sched(GuestOptions),
     /// Cost of the scheduler's decisions on this host, for 2 to 512 vCPUs
     SchedHost,
 }
@@ -221,7 +223,10 @@ pub struct BenchOptions {
 }
 
 #[derive(Group, Clone, Debug)]
-pub struct DomainsOptions {
+pub struct GuestOptions {
+    /// Number of processors of the machine
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub cpus: u32,
     /// Debian kernel of Domain 0: linux-image-FLAVOUR
     #[arg(long, default_value = "amd64", value_name = "FLAVOUR")]
     pub flavour: String,

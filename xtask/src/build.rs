@@ -141,7 +141,7 @@ pub fn guests(tree: &Tree, legacy: bool) -> Result<PathBuf> {
     Ok(to)
 }
 
-/// Builds a measuring program (`pxbench` or `pxio`) as a static Linux program.
+/// Builds a measuring program (a `[[bin]]` of tests/bench) as a static Linux program.
 pub fn bench_program(tree: &Tree, name: &str) -> Result<PathBuf> {
     if !tree.root.join("tests/bench/Cargo.toml").exists() {
         bail!("tests/bench is missing: there is no program to measure with");

@@ -341,8 +341,8 @@ pub const SPECIAL: &[Special] = &[
     },
 ];
 
-/// Scripts of tests/xl that run without being asked for by name: the others take longer than all the rest.
-pub const USUAL_SESSIONS: &[&str] = &["s1", "s2", "s3"];
+/// Sessions of tests/xl that run without being asked for by name: the others take longer than all the rest.
+pub const USUAL_SESSIONS: &[&str] = &["xl/s1", "xl/s2", "xl/s3", "xl/s3-2cpus"];
 
 /// Files that a bad boot is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask bench domains`: what guests cost on Philoxen and on Debian's Xen, in the same emulator, Domain 0 and
-//! guests. Runs of the two are interleaved; the medians over all runs are printed, with a verdict for every row.
+//! `cargo xtask bench domains` and `bench sched`: what guests cost and what they get, on Philoxen and on Debian's Xen, in
+//! the same emulator, Domain 0 and guests. Runs of the two are interleaved; the medians over all runs are printed, with a
+//! verdict for every row.
 //!
 //! By wall clock everything counts, and so does what else the host does: it needs an idle host or many runs. By instructions
 //! one run says how long the paths are, without what TLB and cache misses cost.
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::args::{DOM0_ARGS, DomainsOptions, HYPERVISOR_ARGS, Mode, XL_HYPERVISOR_ARGS};
+use crate::args::{DOM0_ARGS, GuestOptions, HYPERVISOR_ARGS, Mode, XL_HYPERVISOR_ARGS};
 use crate::bench::{median_of, number, row, watch};
 use crate::build;
 use crate::host::{Progress, Tree};
@@ -21,14 +22,40 @@ use crate::qemu::{Boot, Machine, Qemu};
 use crate::rootfs::{self, Root};
 use crate::run;
 
-/// The script that measures.
-const SCRIPT: &str = "bench-domains";
-const LIMIT: Duration = Duration::from_secs(1800);
-/// Memory of the machine; Domain 0's is part of it.
-const MEMORY: &str = "2G";
+const LIMIT: Duration = Duration::from_secs(3600);
+
+/// A script of tests/xl/bench and what it prints.
+#[derive(Debug)]
+pub struct Suite {
+    script: &'static str,
+    /// Programs of tests/bench that it needs.
+    programs: &'static [&'static str],
+    /// Memory of the machine; Domain 0's is part of it.
+    memory: &'static str,
+    rows: &'static [Row],
+}
+
+/// What guests cost.
+pub const DOMAINS: Suite = Suite {
+    script: "bench-domains",
+    programs: &["pxio"],
+    memory: "2G",
+    rows: DOMAIN_ROWS,
+};
+
+/// What the scheduler gives them.
+pub const SCHED: Suite = Suite {
+    script: "bench-sched",
+    programs: &["pxwake"],
+    memory: "4G",
+    rows: SCHED_ROWS,
+};
+
+/// Name in the script's output, what it is, what is good.
+type Row = (&'static str, &'static str, Good);
 
 /// What is good.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Good {
     /// At most Xen's.
     Less,
@@ -36,10 +63,11 @@ enum Good {
     More,
     /// At most this.
     AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
 }
 
-/// Rows in their order: name in the script's output, what it is, what is good.
-const ROWS: &[(&str, &str, Good)] = &[
+const DOMAIN_ROWS: &[Row] = &[
     ("create", "xl create to /init, ms", Good::Less),
     (
         "create-devices",
@@ -75,18 +103,64 @@ const ROWS: &[(&str, &str, Good)] = &[
     ),
 ];
 
+const SHARE: Good = Good::AtMost(1.0);
+const SCHED_ROWS: &[Row] = &[
+    (
+        "share-equal-2",
+        "2 guests that compute, error of shares, %",
+        SHARE,
+    ),
+    ("share-weights-2", "the same, weights 1:2", SHARE),
+    ("share-equal-4", "4 guests", SHARE),
+    ("share-weights-4", "the same, weights 1:2:3:4", SHARE),
+    ("share-equal-8", "8 guests", SHARE),
+    ("share-weights-8", "the same, weights 1:2:...:8", SHARE),
+    (
+        "wake-timer-0-median",
+        "timer of a guest alone, late by, us",
+        Good::Less,
+    ),
+    ("wake-timer-0-p99", "99th percentile", Good::Less),
+    ("wake-timer-1-median", "beside 1 that computes", Good::Less),
+    ("wake-timer-1-p99", "99th percentile", Good::Less),
+    ("wake-timer-7-median", "beside 7", Good::Less),
+    ("wake-timer-7-p99", "99th percentile", Good::Less),
+    ("wake-timer-31-median", "beside 31", Good::Less),
+    ("wake-timer-31-p99", "99th percentile", Good::Less),
+    (
+        "wake-net-0-median",
+        "packet to a guest alone and back, us",
+        Good::Less,
+    ),
+    ("wake-net-0-p99", "99th percentile", Good::Less),
+    ("wake-net-1-median", "beside 1 that computes", Good::Less),
+    ("wake-net-1-p99", "99th percentile", Good::Less),
+    ("wake-net-7-median", "beside 7", Good::Less),
+    ("wake-net-7-p99", "99th percentile", Good::Less),
+    ("wake-net-31-median", "beside 31", Good::Less),
+    ("wake-net-31-p99", "99th percentile", Good::Less),
+    (
+        "scaling",
+        "work of as many guests as processors to one's",
+        Good::AtLeast(1.9),
+    ),
+];
+
 /// Values by row.
 type Values = BTreeMap<String, Vec<f64>>;
 
-/// `cargo xtask bench domains`.
-pub fn domains(tree: &Tree, options: &DomainsOptions) -> Result<()> {
-    let root = domain0(tree, options)?;
+/// `cargo xtask bench domains`, `cargo xtask bench sched`.
+pub fn bench(tree: &Tree, options: &GuestOptions, suite: &Suite) -> Result<()> {
+    let root = domain0(tree, options, suite)?;
     let mut machines = options
         .systems
         .iter()
-        .map(|name| Ok((name.clone(), machine(tree, options, &root, name)?)))
+        .map(|name| Ok((name.clone(), machine(tree, options, suite, &root, name)?)))
         .collect::<Result<Vec<_>>>()?;
-    println!("Guests of Debian's xl, {MEMORY} of memory, one processor");
+    println!(
+        "Guests of Debian's xl, {} of memory, {} processor(s)",
+        suite.memory, options.cpus
+    );
     for (mode, title, runs) in [
         (
             Mode::Icount,
@@ -100,7 +174,7 @@ pub fn domains(tree: &Tree, options: &DomainsOptions) -> Result<()> {
         }
         for (_, machine) in &mut machines {
             machine.extra = vec!["-snapshot".into()];
-            let mut dom0 = format!("{DOM0_ARGS} philoxen.test={SCRIPT}");
+            let mut dom0 = format!("{DOM0_ARGS} philoxen.test={}", suite.script);
             if mode == Mode::Icount {
                 let clock = ["-icount", "shift=0,sleep=off"];
                 machine.extra.extend(clock.map(Into::into));
@@ -110,9 +184,9 @@ pub fn domains(tree: &Tree, options: &DomainsOptions) -> Result<()> {
                 *modules = run::modules(&root.files, &dom0);
             }
         }
-        let values = measure(tree, &machines, mode, runs)?;
+        let values = measure(tree, suite, &machines, mode, runs)?;
         println!("{title}; medians of {runs} interleaved runs");
-        table(&options.systems, &values);
+        table(suite, &options.systems, &values);
     }
     Ok(())
 }
@@ -120,6 +194,7 @@ pub fn domains(tree: &Tree, options: &DomainsOptions) -> Result<()> {
 /// Runs every machine `runs` times.
 fn measure(
     tree: &Tree,
+    suite: &Suite,
     machines: &[(String, Machine)],
     mode: Mode,
     runs: usize,
@@ -135,8 +210,8 @@ fn measure(
     for round in 1..=runs {
         for (name, machine) in machines {
             let what = format!("{name} {kind} {round}/{runs}");
-            let log = logs.join(format!("domains-{name}-{kind}-{round}.log"));
-            let verdict = format!("PHILOXEN-TEST {SCRIPT} ");
+            let log = logs.join(format!("{}-{name}-{kind}-{round}.log", suite.script));
+            let verdict = format!("PHILOXEN-TEST {} ", suite.script);
             let outcome = watch(machine, &log, LIMIT, Some(&verdict), &progress, &what)?;
             ensure!(
                 outcome.line(&format!("{verdict}PASS")).is_some(),
@@ -153,13 +228,19 @@ fn measure(
 }
 
 /// The Domain 0 with xl, and what measures in it.
-fn domain0(tree: &Tree, options: &DomainsOptions) -> Result<Root> {
+fn domain0(tree: &Tree, options: &GuestOptions, suite: &Suite) -> Result<Root> {
     let mut root = rootfs::make(tree, &options.flavour)?;
-    let script = tree.root.join(format!("tests/xl/bench/{SCRIPT}.sh"));
-    let extra: [(String, PathBuf); 2] = [
-        (format!("xl/{SCRIPT}.sh"), script),
-        ("xl/pxio".to_owned(), build::bench_program(tree, "pxio")?),
-    ];
+    let mut extra: Vec<(String, PathBuf)> = Vec::new();
+    for script in [suite.script, "bench"] {
+        let path = tree.root.join(format!("tests/xl/bench/{script}.sh"));
+        extra.push((format!("xl/{script}.sh"), path));
+    }
+    for program in suite.programs {
+        extra.push((
+            format!("xl/{program}"),
+            build::bench_program(tree, program)?,
+        ));
+    }
     let mut bytes = std::fs::read(&root.files.initramfs)?;
     bytes.extend(initramfs::addition(&extra)?);
     root.files.initramfs = tree.target.join("initramfs-xl-bench.img");
@@ -168,7 +249,13 @@ fn domain0(tree: &Tree, options: &DomainsOptions) -> Result<Root> {
 }
 
 /// A machine with one of the systems; what it boots in it depends on the clock.
-fn machine(tree: &Tree, options: &DomainsOptions, root: &Root, system: &str) -> Result<Machine> {
+fn machine(
+    tree: &Tree,
+    options: &GuestOptions,
+    suite: &Suite,
+    root: &Root,
+    system: &str,
+) -> Result<Machine> {
     let (image, needs) = match system {
         "xen" => (kernel::xen(tree)?, run::XEN_NEEDS),
         "philoxen" => (build::hypervisor(tree)?.elf, ""),
@@ -176,8 +263,8 @@ fn machine(tree: &Tree, options: &DomainsOptions, root: &Root, system: &str) -> 
     };
     Ok(Machine {
         qemu: Qemu::find(options.qemu.as_deref())?,
-        memory: MEMORY.to_owned(),
-        cpus: 1,
+        memory: suite.memory.to_owned(),
+        cpus: options.cpus,
         cpu: None,
         boot: Boot::Multiboot {
             image,
@@ -191,20 +278,23 @@ fn machine(tree: &Tree, options: &DomainsOptions, root: &Root, system: &str) -> 
     })
 }
 
-fn table(systems: &[String], values: &BTreeMap<String, Values>) {
-    print!("{:40}", "");
+fn table(suite: &Suite, systems: &[String], values: &BTreeMap<String, Values>) {
+    print!("{:46}", "");
     for system in systems {
         print!(" {system:>10}");
     }
     println!("  philoxen/xen");
-    for (name, title, good) in ROWS {
+    for (name, title, good) in suite.rows {
         let value = |system: &str| {
             let values = values.get(system)?.get(*name)?;
             median_of(values.iter().copied())
         };
-        print!("{title:40}");
+        if systems.iter().all(|system| value(system).is_none()) {
+            continue;
+        }
+        print!("{title:46}");
         for system in systems {
-            print!(" {:>10}", number(value(system), 1));
+            print!(" {:>10}", number(value(system), 2));
         }
         let (ours, theirs) = (value("philoxen"), value("xen"));
         let ratio = ours.zip(theirs).map(|(ours, theirs)| ours / theirs);
@@ -212,6 +302,7 @@ fn table(systems: &[String], values: &BTreeMap<String, Values>) {
             Good::Less => ratio.map(|ratio| ratio <= 1.0),
             Good::More => ratio.map(|ratio| ratio >= 1.0),
             Good::AtMost(most) => ours.map(|ours| ours <= *most),
+            Good::AtLeast(least) => ours.map(|ours| ours >= *least),
         };
         println!(
             " {:>13}  {}",

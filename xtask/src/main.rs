@@ -41,7 +41,12 @@ fn main() -> std::process::ExitCode {
         Command::Bench(Bench::Boot(options)) => bench::boot(&tree, &options).map(|()| true),
         Command::Bench(Bench::Micro(options)) => bench::micro(&tree, &options).map(|()| true),
         Command::Bench(Bench::SchedHost) => bench::sched_host(&tree).map(|()| true),
-        Command::Bench(Bench::Domains(options)) => domains::domains(&tree, &options).map(|()| true),
+        Command::Bench(Bench::Domains(options)) => {
+            domains::bench(&tree, &options, &domains::DOMAINS).map(|()| true)
+        }
+        Command::Bench(Bench::Sched(options)) => {
+            domains::bench(&tree, &options, &domains::SCHED).map(|()| true)
+        }
     });
     match result {
         Ok(true) => std::process::ExitCode::SUCCESS,

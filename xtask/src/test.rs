@@ -50,7 +50,7 @@ enum Case {
     Debian(&'static Debian),
     Bad(&'static Bad),
     /// Scripts of tests/xl, which share a machine as long as they pass.
-    Xl(Vec<String>),
+    Xl(xl::Scripts),
 }
 
 impl Case {
@@ -81,13 +81,8 @@ struct Parts {
 }
 
 /// True for what runs when nothing is asked for by name.
-fn usual(case: &Case) -> bool {
-    match case {
-        Case::Xl(scripts) => scripts
-            .iter()
-            .all(|script| cases::USUAL_SESSIONS.contains(&script.as_str())),
-        _ => true,
-    }
+fn usual(name: &str, case: &Case) -> bool {
+    !matches!(case, Case::Xl(_)) || cases::USUAL_SESSIONS.contains(&name)
 }
 
 pub fn test(tree: &Tree, options: &args::Test) -> Result<bool> {
@@ -96,7 +91,7 @@ pub fn test(tree: &Tree, options: &args::Test) -> Result<bool> {
     let chosen: Vec<(String, Case)> = all
         .into_iter()
         .filter(|(name, case)| {
-            name.contains(wanted) && (options.list || options.filter.is_some() || usual(case))
+            name.contains(wanted) && (options.list || options.filter.is_some() || usual(name, case))
         })
         .collect();
     if options.list {
@@ -204,11 +199,13 @@ fn all_cases(tree: &Tree) -> Result<Vec<(String, Case)>> {
             .iter()
             .map(|boot| (format!("debian/{}", boot.name), Case::Debian(boot))),
     );
-    all.extend(
-        rootfs::scripts(tree)?
-            .into_iter()
-            .map(|script| (format!("xl/{script}"), Case::Xl(vec![script]))),
-    );
+    all.extend(rootfs::scripts(tree)?.into_iter().flat_map(|script| {
+        [1, 2].map(|cpus| {
+            let names = vec![script.clone()];
+            let scripts = xl::Scripts { names, cpus };
+            (scripts.test(&script), Case::Xl(scripts))
+        })
+    }));
     Ok(all)
 }
 
@@ -295,7 +292,7 @@ fn run_machines(
     let total: usize = cases
         .iter()
         .map(|(_, case)| match case {
-            Case::Xl(scripts) => scripts.len(),
+            Case::Xl(scripts) => scripts.names.len(),
             _ => 1,
         })
         .sum();

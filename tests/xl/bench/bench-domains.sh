@@ -4,11 +4,7 @@
 # several times. `cargo xtask bench domains` runs it in Domain 0 and knows the units.
 
 . "$(dirname "$0")/lib.sh"
-
-row() {
-    echo "BENCH $1 $2"
-    [[ $2 =~ ^-?[0-9.]+$ ]] || fail "$1" "no number: $2"
-}
+. "$(dirname "$0")/bench.sh"
 
 # Milliseconds since the first argument, an EPOCHREALTIME without its point.
 since() { echo $(((${EPOCHREALTIME/./} - $1) / 1000)); }
@@ -51,10 +47,9 @@ cost() {
     row "$1" $((before - $(free_memory) - $(own "$2")))
 }
 
-# By instructions, once says it.
 rounds="1 2 3"
 time=4
-if grep -q philoxen.bench=once /proc/cmdline; then
+if once; then
     rounds=1
     time=1
 fi
@@ -93,7 +88,7 @@ truncate -s 64M /tmp/disk.img
 dd if=/dev/zero of=/tmp/disk.img bs=64k count=1024 conv=notrunc 2>/dev/null
 networked guest 14 "disk = [ 'file:/tmp/disk.img,xvda,w' ]"
 boot create-devices guest
-ask guest 'wget -q -O /tmp/pxio http://192.168.90.1/run/philoxen/pxio && chmod +x /tmp/pxio' >/dev/null || fail pxio
+fetch guest pxio
 type_in guest '/tmp/pxio serve 9000 &'
 sleep 1
 measure() { ask guest "/tmp/pxio $1 /dev/xvda $time" 120 | tr -d '\n'; }

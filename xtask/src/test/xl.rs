@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sessions with Debian's xl: the scripts of tests/xl, one after the other in a machine.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,22 +17,47 @@ use super::{Case, Parts, Report, how, tell};
 /// Limit for each script.
 const XL_LIMIT: Duration = Duration::from_secs(900);
 
-/// The machines with the scripts of tests/xl dealt out to one for each job: it starts Domain 0 once for all of them. They
-/// come first, because they take longest.
+/// Scripts of tests/xl for one machine.
+#[derive(Clone, Debug)]
+pub struct Scripts {
+    pub names: Vec<String>,
+    /// Processors of the machine.
+    pub cpus: u32,
+}
+
+impl Scripts {
+    /// The test's name for one of them.
+    pub fn test(&self, script: &str) -> String {
+        match self.cpus {
+            1 => format!("xl/{script}"),
+            cpus => format!("xl/{script}-{cpus}cpus"),
+        }
+    }
+}
+
+/// The machines with the scripts of tests/xl dealt out to one for each job and number of processors: it starts Domain 0
+/// once for all of them. They come first, because they take longest.
 pub fn shared(cases: Vec<(String, Case)>, jobs: usize) -> Vec<(String, Case)> {
-    let mut hands = vec![Vec::new(); jobs];
+    let mut hands: BTreeMap<(u32, usize), Vec<String>> = BTreeMap::new();
     let mut others = Vec::new();
     let mut next = (0..jobs).cycle();
     for (name, case) in cases {
-        match (case, next.next().and_then(|hand| hands.get_mut(hand))) {
-            (Case::Xl(scripts), Some(hand)) => hand.extend(scripts),
+        match (case, next.next()) {
+            (Case::Xl(scripts), Some(hand)) => hands
+                .entry((scripts.cpus, hand))
+                .or_default()
+                .extend(scripts.names),
             (case, _) => others.push((name, case)),
         }
     }
     hands
         .into_iter()
-        .filter(|hand| !hand.is_empty())
-        .map(|hand| (format!("xl/{}", hand.join(",")), Case::Xl(hand)))
+        .map(|((cpus, _), names)| {
+            (
+                format!("xl/{}", names.join(",")),
+                Case::Xl(Scripts { names, cpus }),
+            )
+        })
         .chain(others)
         .collect()
 }
@@ -39,25 +65,25 @@ pub fn shared(cases: Vec<(String, Case)>, jobs: usize) -> Vec<(String, Case)> {
 /// Runs scripts of tests/xl. They share a machine, which ends with the first that fails: the others get a new one.
 pub fn sessions(
     parts: &Parts,
-    scripts: &[String],
+    scripts: &Scripts,
     logs: &Path,
     progress: &Progress,
     add: impl Fn(Report),
 ) {
-    let mut left = scripts;
+    let mut left = scripts.names.as_slice();
     while let Some((first, _)) = left.split_first() {
-        let log = logs.join(format!("xl-{}.log", left.join("-")));
+        let log = logs.join(format!("xl-{}-{}cpus.log", left.join("-"), scripts.cpus));
         let start = Instant::now();
         let mut passed = 0;
         let mut since = start;
-        let failure = session(parts, left, &log, |line| {
+        let failure = session(parts, left, scripts.cpus, &log, |line| {
             let verdict = left.get(passed).and_then(|script| {
                 let rest = line.split_once(&format!("PHILOXEN-TEST {script} PASS "));
                 rest.map(|(_, detail)| (script, detail))
             });
             if let Some((script, detail)) = verdict {
                 let result = Ok((1, detail.to_owned()));
-                let name = format!("xl/{script}");
+                let name = scripts.test(script);
                 add(tell(&name, &log, since.elapsed(), result, |text| {
                     progress.line(text);
                 }));
@@ -76,7 +102,7 @@ pub fn sessions(
             None if left.is_empty() => break,
             None => anyhow::anyhow!("the script has no verdict"),
         };
-        let name = format!("xl/{running}");
+        let name = scripts.test(&running);
         add(tell(&name, &log, since.elapsed(), Err(error), |text| {
             progress.line(text);
         }));
@@ -85,13 +111,20 @@ pub fn sessions(
 }
 
 /// Runs scripts of tests/xl in the Domain 0 with xl, whose disk is as new afterwards, as long as they pass.
-fn session(parts: &Parts, scripts: &[String], log: &Path, seen: impl FnMut(&str)) -> Result<()> {
+fn session(
+    parts: &Parts,
+    scripts: &[String],
+    cpus: u32,
+    log: &Path,
+    seen: impl FnMut(&str),
+) -> Result<()> {
     let root = parts.xl.as_ref().context("no Domain 0 with xl was made")?;
     let args = format!("{DOM0_ARGS} philoxen.test={}", scripts.join(","));
     let mut machine = parts.machine(
         parts.multiboot(XL_HYPERVISOR_ARGS, run::modules(&root.files, &args)),
         XL_MEMORY,
     );
+    machine.cpus = cpus;
     machine.net = run::card(&root.files);
     machine.disks = vec![root.disk.clone()];
     machine.extra = vec!["-snapshot".into()];
