@@ -14,47 +14,59 @@ use spin::MutexGuard;
 
 impl Scheduler {
     /// Queues a vCPU that wants to run and waits nowhere; who must be told.
-    pub(crate) fn settle(&self, key: VcpuKey, now: u64) -> Kick {
-        match self.lock(key) {
-            Some((vcpu, group)) => self.settle_locked(key, vcpu, group, now),
-            None => Kick::None,
-        }
-    }
-
-    pub(crate) fn settle_locked<'a>(
+    pub(crate) fn settle<'a>(
         &'a self,
         key: VcpuKey,
-        vcpu: &'a Vcpu,
+        mut vcpu: &'a Vcpu,
         mut group: MutexGuard<'a, Group>,
         now: u64,
     ) -> Kick {
-        if vcpu.state() != State::Runnable || vcpu.is_paused() || vcpu.place() != Place::Nowhere {
-            return Kick::None;
-        }
-        let on_cpu = vcpu.on_cpu.load(Ordering::Relaxed);
-        if on_cpu != NONE {
-            // It waits from `context_saved` on, unless its processor has not chosen another one yet.
-            let stays = group
-                .processor(on_cpu)
-                .is_some_and(|cpu| cpu.current == Some(key));
-            return if stays {
-                Kick::Reschedule(on_cpu)
-            } else {
-                Kick::None
-            };
-        }
-        let hard = vcpu.hard();
-        if !group.cpus().any(|cpu| hard.contains(cpu)) {
+        loop {
+            if let Some(kick) = Self::settled(key, vcpu, &group) {
+                return kick;
+            }
+            let hard = vcpu.hard();
+            if group.cpus().any(|cpu| hard.contains(cpu)) {
+                return self.queue(key, vcpu, group, now);
+            }
             let Some(home) = self.allowed(&hard, key.0) else {
                 return Kick::None;
             };
             self.send(vcpu, group, home);
-            return self.settle(key, now);
+            match self.lock(key) {
+                Some(locked) => (vcpu, group) = locked,
+                None => return Kick::None,
+            }
         }
+    }
+
+    /// Who must be told where there is nothing to queue.
+    fn settled(key: VcpuKey, vcpu: &Vcpu, group: &Group) -> Option<Kick> {
+        if vcpu.state() != State::Runnable || vcpu.is_paused() || vcpu.place() != Place::Nowhere {
+            return Some(Kick::None);
+        }
+        let on_cpu = vcpu.on_cpu.load(Ordering::Relaxed);
+        if on_cpu == NONE {
+            return None;
+        }
+        // It waits from `context_saved` on, unless its processor has not chosen another one yet.
+        let stays = group
+            .processor(on_cpu)
+            .is_some_and(|cpu| cpu.current == Some(key));
+        Some(if stays {
+            Kick::Reschedule(on_cpu)
+        } else {
+            Kick::None
+        })
+    }
+
+    /// Queues a vCPU in the group of its home, where it may run.
+    fn queue(&self, key: VcpuKey, vcpu: &Vcpu, mut group: MutexGuard<'_, Group>, now: u64) -> Kick {
         if let Err(later) = group::budget(self, vcpu, now) {
             vcpu.set_place(Place::Budget);
             return Kick::Later(key, later);
         }
+        let hard = vcpu.hard();
         let wanted = self.wanted(vcpu, &group);
         let idle = self
             .claim_idle(vcpu.home(), &wanted)
@@ -190,6 +202,6 @@ impl Scheduler {
             return Kick::None;
         }
         vcpu.on_cpu.store(NONE, Ordering::Release);
-        self.settle_locked(key, vcpu, group, now)
+        self.settle(key, vcpu, group, now)
     }
 }

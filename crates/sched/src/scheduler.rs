@@ -261,7 +261,7 @@ impl Scheduler {
         group.join(self, vcpu, now);
         vcpu.woken.set(true);
         vcpu.time.begin_warp(now);
-        self.settle_locked(key, vcpu, group, now)
+        self.settle(key, vcpu, group, now)
     }
 
     /// Blocks a running vCPU if `may_block` says so, asked under the lock: it must look for pending events (or the end
@@ -397,7 +397,7 @@ impl Scheduler {
         }
         vcpu.time.set_warp(warp, now);
         if waits {
-            return self.settle_locked(key, vcpu, group, now);
+            return self.settle(key, vcpu, group, now);
         }
         reschedule_if_running(vcpu)
     }
@@ -455,7 +455,7 @@ impl Scheduler {
         }
         group.take(self, key, vcpu);
         group.join(self, vcpu, now);
-        self.settle_locked(key, vcpu, group, now)
+        self.settle(key, vcpu, group, now)
     }
 
     /// The processors the vCPU may run on.
@@ -508,7 +508,7 @@ impl Scheduler {
             return reschedule_if_running(vcpu);
         }
         self.withdraw(&mut group, key, vcpu);
-        self.settle_locked(key, vcpu, group, now)
+        self.settle(key, vcpu, group, now)
     }
 }
 
