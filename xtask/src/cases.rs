@@ -260,6 +260,10 @@ const KEYS: &[Reply] = &[
         send: "r",
     },
     Reply {
+        wait_for: "d0v0: virtual",
+        send: "a",
+    },
+    Reply {
         wait_for: "d0v0: state",
         send: "e",
     },

@@ -103,6 +103,7 @@ fn run_queues(_: &Cpu, _: &Regs) {
 fn run_states(_: &Cpu, _: &Regs) {
     let now = time::now();
     print!("system time {now} ns");
+    time::show();
     for domain in domain::all() {
         for vcpu in domain.vcpus() {
             let Some(account) = schedule::runstate(&domain, vcpu.id) else {

@@ -343,10 +343,11 @@ pub fn show() {
         };
         let runs = view.current.and_then(vcpu_of);
         let runs = runs.map(|(domain, id)| (domain.id.0, id.0));
+        let choice =
+            (view.slice_end != u64::MAX).then(|| view.slice_end.saturating_sub(now) / MICROSECOND);
         print!(
-            "cpu{cpu}: runs (domain, vCPU) {runs:?}, virtual {} us, chooses in {} us; waiting: {} here, {} in its group",
+            "cpu{cpu}: runs (domain, vCPU) {runs:?}, virtual {} us, chooses in (us) {choice:?}; waiting: {} here, {} in its group",
             view.virtual_ns / MICROSECOND,
-            view.slice_end.saturating_sub(now) / MICROSECOND,
             view.own,
             view.shared
         );

@@ -21,6 +21,7 @@ use philoxen_domain::clock::{Clock, SECOND, Scale, time_record};
 use philoxen_evtchn::Frames;
 use philoxen_hw::cpu::{CpuId, MAX_CPUS, asm, cpu_id, guest::LoadedGuest};
 use philoxen_hw::dev::{lapic, timer, vectors};
+use philoxen_hw::print;
 use philoxen_sched::{TimerKey, TimerKind, TimerQueue, VcpuKey};
 use spin::{Mutex, MutexGuard, Once};
 
@@ -222,6 +223,23 @@ pub fn deadline(vcpu: VcpuKey, kind: TimerKind) -> Option<u64> {
     QUEUES
         .iter()
         .find_map(|queue| queue.lock().deadline(TimerKey::new(vcpu, kind)))
+}
+
+/// Writes to the console what each processor's timer is armed for, and its first deadline.
+pub fn show() {
+    let now = now();
+    let left = |at: u64| (at != u64::MAX).then(|| at.wrapping_sub(now) as i64 / 1000);
+    for (cpu, (queue, armed)) in QUEUES.iter().zip(&ARMED).enumerate().take(smp::cpus()) {
+        let (count, first) = {
+            let queue = queue.lock();
+            (queue.len(), queue.next_deadline())
+        };
+        print!(
+            "cpu{cpu}: {count} deadlines, the first in (us) {:?}, timer armed for {:?}",
+            first.and_then(left),
+            left(armed.load(Ordering::Relaxed))
+        );
+    }
 }
 
 /// Arms this processor's timer for its first deadline, unless it is armed for that already.
