@@ -22,7 +22,7 @@ pub struct Kernel {
 /// Fetches the kernel of `linux-image-<flavour>`.
 pub fn kernel(tree: &Tree, flavour: &str) -> Result<Kernel> {
     let wanted = format!("linux-image-{flavour}");
-    if !package::known(&wanted) {
+    if !package::known(&[&wanted]) {
         crate::deps::update_lists()?;
     }
     let real = package::behind(&wanted, "linux-image-").unwrap_or(wanted);

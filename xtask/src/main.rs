@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod build;
 mod cases;
+mod debian;
 mod deps;
 mod domains;
 mod guestdisk;

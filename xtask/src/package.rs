@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Debian packages that are fetched and unpacked into the target directory, never installed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -77,9 +78,21 @@ pub fn behind(metapackage: &str, prefix: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Whether apt's lists know the package.
-pub fn known(package: &str) -> bool {
-    candidate(package).is_ok()
+/// Whether apt's lists know the packages; asked at once, since apt reads all its lists for every question where it may not
+/// keep what it has read.
+pub fn known(packages: &[&str]) -> bool {
+    host::capture(
+        Command::new("apt-cache")
+            .args(["show", "--no-all-versions"])
+            .args(packages),
+    )
+    .is_ok_and(|text| {
+        let names: BTreeSet<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("Package: "))
+            .collect();
+        packages.iter().all(|package| names.contains(package))
+    })
 }
 
 fn candidate(package: &str) -> Result<Candidate> {
