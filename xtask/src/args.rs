@@ -192,6 +192,8 @@ pub enum Bench {
     Domains(GuestOptions),
     /// What the scheduler gives guests: shares of a processor, and how soon they wake up beside others that compute
     Sched(GuestOptions),
+    /// What a database guest and a web guest lose beside a disk hog, and beside a fork bomb with a memory hog
+    Isolation(GuestOptions),
     /// Cost of the scheduler's decisions on this host, for 2 to 512 vCPUs
     SchedHost,
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask bench domains` and `bench sched`: what guests cost and what they get, on Philoxen and on Debian's Xen, in
-//! the same emulator, Domain 0 and guests. Runs of the two are interleaved; the medians over all runs are printed, with a
+//! `cargo xtask bench domains`, `bench sched` and `bench isolation`: what guests cost, what they get and what they lose, on
+//! Philoxen and on Debian's Xen, in the same emulator, Domain 0 and guests. Runs of the two are interleaved; the medians over all runs are printed, with a
 //! verdict for every row.
 //!
 //! By wall clock everything counts, and so does what else the host does: it needs an idle host or many runs. By instructions
@@ -21,6 +21,7 @@ use crate::kernel;
 use crate::qemu::{Boot, Machine, Qemu};
 use crate::rootfs::{self, Root};
 use crate::run;
+use crate::servers;
 
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -30,6 +31,8 @@ pub struct Suite {
     script: &'static str,
     /// Programs of tests/bench that it needs.
     programs: &'static [&'static str],
+    /// Disks besides Domain 0's, each a copy of servers.rs's image.
+    servers: usize,
     /// Memory of the machine; Domain 0's is part of it.
     memory: &'static str,
     rows: &'static [Row],
@@ -39,6 +42,7 @@ pub struct Suite {
 pub const DOMAINS: Suite = Suite {
     script: "bench-domains",
     programs: &["pxio"],
+    servers: 0,
     memory: "2G",
     rows: DOMAIN_ROWS,
 };
@@ -47,8 +51,18 @@ pub const DOMAINS: Suite = Suite {
 pub const SCHED: Suite = Suite {
     script: "bench-sched",
     programs: &["pxwake"],
+    servers: 0,
     memory: "4G",
     rows: SCHED_ROWS,
+};
+
+/// What one guest's work costs another.
+pub const ISOLATION: Suite = Suite {
+    script: "bench-isolation",
+    programs: &[],
+    servers: 5,
+    memory: "2G",
+    rows: ISOLATION_ROWS,
 };
 
 /// Name in the script's output, what it is, what is good.
@@ -144,6 +158,38 @@ const SCHED_ROWS: &[Row] = &[
         "work of as many guests as processors to one's",
         Good::AtLeast(1.9),
     ),
+];
+
+/// What a domain may lose, as in the paper.
+const DATABASE: Good = Good::AtMost(4.0);
+const WEB: Good = Good::AtMost(2.0);
+const ISOLATION_ROWS: &[Row] = &[
+    (
+        "db-benign",
+        "database beside guests that compute, 1/s",
+        Good::More,
+    ),
+    ("web-benign", "web server, 1/s", Good::More),
+    ("db-disk", "database beside a disk hog, 1/s", Good::More),
+    ("web-disk", "web server", Good::More),
+    (
+        "db-fork",
+        "database beside a fork bomb and memory hog, 1/s",
+        Good::More,
+    ),
+    ("web-fork", "web server", Good::More),
+    ("db-both", "database beside both, 1/s", Good::More),
+    ("web-both", "web server", Good::More),
+    ("loss-db-disk", "disk hog: database loses, %", DATABASE),
+    ("loss-web-disk", "web server loses, %", WEB),
+    (
+        "loss-db-fork",
+        "fork bomb and memory hog: database loses, %",
+        DATABASE,
+    ),
+    ("loss-web-fork", "web server loses, %", WEB),
+    ("loss-db-both", "both: database loses, %", DATABASE),
+    ("loss-web-both", "web server loses, %", WEB),
 ];
 
 /// Values by row.
@@ -261,6 +307,10 @@ fn machine(
         "philoxen" => (build::hypervisor(tree)?.elf, ""),
         other => bail!("no system is called {other}: xen, philoxen"),
     };
+    let mut disks = vec![root.disk.clone()];
+    if suite.servers > 0 {
+        disks.extend(vec![servers::image(tree)?; suite.servers]);
+    }
     Ok(Machine {
         qemu: Qemu::find(options.qemu.as_deref())?,
         memory: suite.memory.to_owned(),
@@ -271,7 +321,7 @@ fn machine(
             args: format!("{HYPERVISOR_ARGS} {needs} {XL_HYPERVISOR_ARGS}"),
             modules: Vec::new(),
         },
-        disks: vec![root.disk.clone()],
+        disks,
         net: run::card(&root.files),
         no_reboot: true,
         extra: Vec::new(),

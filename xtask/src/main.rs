@@ -23,6 +23,7 @@ mod qemu;
 mod rootfs;
 mod run;
 mod serve;
+mod servers;
 mod stack;
 mod sysroot;
 mod test;
@@ -47,6 +48,9 @@ fn main() -> std::process::ExitCode {
         }
         Command::Bench(Bench::Sched(options)) => {
             domains::bench(&tree, &options, &domains::SCHED).map(|()| true)
+        }
+        Command::Bench(Bench::Isolation(options)) => {
+            domains::bench(&tree, &options, &domains::ISOLATION).map(|()| true)
         }
     });
     match result {
