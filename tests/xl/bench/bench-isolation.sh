@@ -7,8 +7,8 @@
 # There is one processor for all, which the two that work want all of: a guest that computes takes its share however well
 # it behaves. What they do beside two that only compute is therefore what they are entitled to, and what they do less beside
 # a disk hog, beside a fork bomb with a memory hog, and beside both (the paper's case) is lost.
-# Those that do not take part in a measurement are paused. The web server's clients are in Domain 0, the database's in its
-# guest.
+# Those that do not take part in a measurement are paused. The database's clients are in its guest. The web server's are in
+# Domain 0, whose weight is everybody's: there they and the network's back end share a part with what the disks' back ends do.
 
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/bench.sh"
