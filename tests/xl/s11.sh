@@ -7,7 +7,7 @@
 # credit2 <domain> <weight> <cap>: what xl shows.
 credit2() { xl sched-credit2 | grep -Eq "^$1 +[0-9]+ +$2 +$3\$"; }
 
-# seconds <domain>: processor time it had so far, in tenths.
+# tenths <domain>: processor time it had so far, in tenths of a second.
 tenths() { field "$1" 6 | tr -d .; }
 
 # share <seconds> [command]...: per cent of what both guests get that `one` gets, from before the command on.
@@ -21,6 +21,15 @@ share() {
     one=$(($(tenths one) - one))
     two=$(($(tenths two) - two))
     echo $((100 * one / (one + two)))
+}
+
+# rate <domain> <seconds>: per cent of a processor that it gets. What reading the time takes itself is part of the time.
+rate() {
+    local before start
+    before=$(tenths "$1")
+    start=${EPOCHREALTIME/./}
+    sleep "$2"
+    echo $((($(tenths "$1") - before) * 10000000 / (${EPOCHREALTIME/./} - start)))
 }
 
 between() { [ "$3" -ge "$1" ] && [ "$3" -le "$2" ]; }
@@ -56,9 +65,7 @@ check weight-read credit2 one 768 0
 check unequal-weights between 71 79 "$(share 10)"
 check cap-set xl sched-credit2 -d one -w 256 -c 20
 check cap-read credit2 one 256 20
-before=$(tenths one)
-sleep 10
-check capped between 16 24 $(($(tenths one) - before))
+check capped between 16 24 "$(rate one 10)"
 check cap-off xl sched-credit2 -d one -c 0
 
 if xenhypfs ls /domain >/dev/null 2>&1; then
