@@ -32,7 +32,7 @@ check list-long python3 -m json.tool <<<"$(xl list -l guest)"
 check config-update xl config-update guest /tmp/guest.cfg
 check dmesg test -n "$(xl dmesg)"
 check debug-keys xl debug-keys q
-check dump-guest grep -q 'guest\|domain 1\|Domain 1\|d1' <<<"$(xl dmesg)"
+check dump-guest grep -Eq "(d|domain )$(xl domid guest):" <<<"$(xl dmesg)"
 check xentop grep -q guest <<<"$(xentop -b -i 1 2>&1)"
 check sysrq xl sysrq guest h
 check sysrq-arrives within 20 says guest 'sysrq: HELP'
