@@ -324,6 +324,7 @@ fn machine(
         disks,
         net: run::card(&root.files),
         no_reboot: true,
+        parallel: true,
         extra: Vec::new(),
     })
 }

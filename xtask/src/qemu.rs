@@ -23,6 +23,8 @@ pub struct Qemu {
     program: PathBuf,
     /// Default processor model.
     pub cpu: &'static str,
+    /// Whether code that one processor changes while another runs it may go on in its old form.
+    keeps_stale_code: bool,
 }
 
 impl Qemu {
@@ -36,17 +38,27 @@ impl Qemu {
             }
         };
         let text = host::capture(Command::new(&program).arg("--version"))?;
-        let major: u32 = text
+        let [major, minor] = text
             .split_whitespace()
-            .find_map(|word| {
-                word.split_once('.')
-                    .and_then(|(major, _)| major.parse().ok())
-            })
+            .find_map(version)
             .context("QEMU does not say its version")?;
         // Before version 10, SMAP treats the frame of a ring-3 iretq as the kernel's access and kills PV guests.
         let cpu = if major >= 10 { "max" } else { "max,-smap" };
-        Ok(Self { program, cpu })
+        // Before version 8.2, a block is translated without holding its pages: a write by another processor in between
+        // is lost on it. Linux changes its own code, and then runs into breakpoints that are gone.
+        let keeps_stale_code = (major, minor) < (8, 2);
+        Ok(Self {
+            program,
+            cpu,
+            keeps_stale_code,
+        })
     }
+}
+
+/// Major and minor version, if a word is one.
+fn version(word: &str) -> Option<[u32; 2]> {
+    let mut parts = word.split('.').map(str::parse);
+    Some([parts.next()?.ok()?, parts.next()?.ok()?])
 }
 
 /// What the machine starts.
@@ -81,6 +93,9 @@ pub struct Machine {
     pub net: Net,
     /// Ends the emulator when the machine resets itself.
     pub no_reboot: bool,
+    /// Whether every processor has a thread of the host even where Linux may stumble over it: for kernels that do not
+    /// change their code, and to measure.
+    pub parallel: bool,
     pub extra: Vec<OsString>,
 }
 
@@ -99,15 +114,25 @@ impl Machine {
             disks: Vec::new(),
             net: Net::None,
             no_reboot: false,
+            parallel: false,
             extra: Vec::new(),
         })
+    }
+
+    fn accelerator(&self) -> &'static str {
+        if self.cpus > 1 && self.qemu.keeps_stale_code && !self.parallel {
+            "tcg,thread=single"
+        } else {
+            "tcg"
+        }
     }
 
     /// The emulator's command line, without a serial port.
     pub fn command(&self) -> Result<Command> {
         let mut command = Command::new(&self.qemu.program);
         command
-            .args(["-machine", "pc", "-accel", "tcg", "-display", "none"])
+            .args(["-machine", "pc", "-accel", self.accelerator()])
+            .args(["-display", "none"])
             .args(["-cpu", self.cpu.as_deref().unwrap_or(self.qemu.cpu)])
             .args(["-m", &self.memory, "-smp", &self.cpus.to_string()]);
         match &self.boot {
@@ -401,6 +426,13 @@ mod tests {
         );
         assert_eq!(module(Path::new("/initramfs"), "").unwrap(), "/initramfs");
         assert!(module(Path::new("/a b"), "").is_err());
+    }
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(version("7.2.17"), Some([7, 2]));
+        assert_eq!(version("10.0.2"), Some([10, 0]));
+        assert_eq!(version("version"), None);
     }
 
     #[test]

@@ -423,6 +423,7 @@ impl Parts {
             disks: Vec::new(),
             net: Net::None,
             no_reboot: true,
+            parallel: false,
             extra: Vec::new(),
         }
     }
@@ -451,6 +452,7 @@ fn guest(
         "256M",
     );
     machine.cpus = special.map_or(1, |special| special.cpus);
+    machine.parallel = true;
     let outcome = Watch {
         log,
         limit: GUEST_LIMIT,
