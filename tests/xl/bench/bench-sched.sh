@@ -53,7 +53,7 @@ rest() { type_in "hog$1" 'kill %1; wait'; }
 boot_hogs() {
     local index
     for index in $(seq "$1" "$2"); do
-        config "hog$index" "memory = 64"
+        config "hog$index" "memory = 96"
         create "hog$index" >/dev/null 2>&1
         ready "hog$index" || fail boot "hog$index"
     done
