@@ -11,7 +11,7 @@ use crate::vcpu::Vcpu;
 use crate::{fatal, time, traps};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::{DomId, Errno, Result, VcpuId};
 use philoxen_hw::cpu::{CpuId, MAX_CPUS, cpu_id};
 use philoxen_hw::dev::{lapic, vectors};
@@ -40,6 +40,10 @@ static CURRENT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NOBODY) }; MAX_C
 
 /// The vCPU whose page tables each processor has loaded, or loads next: also while it has blocked and may go on.
 static SHOWN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NOBODY) }; MAX_CPUS];
+
+/// The vCPU of each processor that sends events at this moment, by its scheduler key; [`NO_KEY`]: what happens is no message.
+static SENDER: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(NO_KEY) }; MAX_CPUS];
+const NO_KEY: u32 = u32::MAX;
 
 /// Nanoseconds each processor was idle, and since when it is (0: it is not).
 static IDLE_TIME: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
@@ -177,24 +181,42 @@ fn follow(kick: Kick) {
 /// A vCPU has an event: unblock it, or make the processor that runs it look.
 #[inline]
 pub fn kick(dom: DomId, vcpu: VcpuId) {
+    let cpu = cpu_id();
+    let current = CURRENT
+        .get(cpu)
+        .map_or(NOBODY, |current| current.load(Ordering::Relaxed));
     // The running vCPU's events are looked at on the way out anyway.
-    if CURRENT
-        .get(cpu_id())
-        .is_some_and(|current| current.load(Ordering::Relaxed) == pack(dom, vcpu))
-    {
+    if current == pack(dom, vcpu) {
         return;
     }
     if let Some(domain) = domain::find(dom)
         && let Some(vcpu) = domain.vcpu(vcpu)
     {
-        follow(scheduler().wake(vcpu.key, time::now()));
+        // One that calls another vCPU of its own domain may wait for it without letting go of the processor.
+        let sender = SENDER
+            .get(cpu)
+            .map(|sender| sender.load(Ordering::Relaxed))
+            .filter(|&sender| sender != NO_KEY && current >> 32 != u64::from(dom.0));
+        follow(scheduler().wake(vcpu.key, sender.map(VcpuKey), time::now()));
     }
+}
+
+/// Does `work`, a request of the running vCPU to send events: whom they wake up, it has a message for.
+#[inline]
+pub fn sending<R>(running: &Running, work: impl FnOnce() -> R) -> R {
+    let Some(sender) = SENDER.get(cpu_id()) else {
+        return work();
+    };
+    sender.store(running.vcpu.key.0, Ordering::Relaxed);
+    let result = work();
+    sender.store(NO_KEY, Ordering::Relaxed);
+    result
 }
 
 /// Sends a vCPU an NMI. One that comes while another is handled waits until the vCPU next has an event or a switch.
 pub fn send_nmi(vcpu: &Vcpu) {
     vcpu.nmi.store(true, Ordering::Release);
-    follow(scheduler().wake(vcpu.key, time::now()));
+    follow(scheduler().wake(vcpu.key, None, time::now()));
     // If it runs, its processor looks for NMIs when it has other work.
     if scheduler().is_on_cpu(vcpu.key) {
         follow(Kick::Reschedule(scheduler().home(vcpu.key)));

@@ -43,7 +43,7 @@ fn wake_ups(scheduler: &Scheduler, now: &mut u64) {
         scheduler.block(key, *now, || true);
         let decision = scheduler.pick_next(0, *now);
         let _ = scheduler.context_saved(key, *now);
-        let _ = black_box(scheduler.wake(key, *now + 1000));
+        let _ = black_box(scheduler.wake(key, None, *now + 1000));
         black_box(decision);
     }
 }

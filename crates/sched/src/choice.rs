@@ -136,6 +136,7 @@ impl Scheduler {
         if let Some(processor) = group.processor_mut(cpu) {
             let woken = vcpu.is_some_and(|vcpu| vcpu.woken.get());
             processor.current = Some(key);
+            processor.began = now;
             processor.undisturbed = now.saturating_add(if woken { MIN_SLICE_NS } else { 0 });
         }
         if let Some(vcpu) = vcpu {

@@ -236,7 +236,8 @@ impl Scheduler {
     /// An event for a vCPU: makes it runnable if it is blocked, and says whom to tell.
     ///
     /// Nothing is lost against [`Scheduler::block`]: make the event visible first, then call this.
-    pub fn wake(&self, key: VcpuKey, now: u64) -> Kick {
+    /// `sender` is the vCPU that runs and sent it a message, if that is what it wakes up for.
+    pub fn wake(&self, key: VcpuKey, sender: Option<VcpuKey>, now: u64) -> Kick {
         let Some((vcpu, group)) = self.lock(key) else {
             return Kick::None;
         };
@@ -244,7 +245,7 @@ impl Scheduler {
             State::Running => Kick::Notice(vcpu.home()),
             State::Blocked => {
                 vcpu.set_state(State::Runnable, now);
-                self.rejoin(key, vcpu, group, now)
+                self.rejoin(key, vcpu, sender, group, now)
             }
             _ => Kick::None,
         }
@@ -255,11 +256,13 @@ impl Scheduler {
         &'a self,
         key: VcpuKey,
         vcpu: &'a Vcpu,
+        sender: Option<VcpuKey>,
         mut group: MutexGuard<'a, Group>,
         now: u64,
     ) -> Kick {
         group.join(self, vcpu, now);
         vcpu.woken.set(true);
+        vcpu.sender.set(sender.map_or(NONE, |sender| sender.0));
         vcpu.time.begin_warp(now);
         self.settle(key, vcpu, group, now)
     }
@@ -312,7 +315,7 @@ impl Scheduler {
         if vcpu.state() != State::Runnable {
             return Kick::None;
         }
-        self.rejoin(key, vcpu, group, now)
+        self.rejoin(key, vcpu, None, group, now)
     }
 
     /// Brings an offline vCPU up; false if it is up already.
@@ -324,7 +327,7 @@ impl Scheduler {
             return (false, Kick::None);
         }
         vcpu.set_state(State::Runnable, now);
-        (true, self.rejoin(key, vcpu, group, now))
+        (true, self.rejoin(key, vcpu, None, group, now))
     }
 
     /// Takes a vCPU down; if it runs, its processor must reschedule.

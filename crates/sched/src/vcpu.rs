@@ -76,6 +76,8 @@ pub(crate) struct Vcpu {
     pub(crate) pauses: Word,
     /// It woke up and has not run since: the context-switch allowance does not hold against it.
     pub(crate) woken: Flag,
+    /// Whose message woke it up, or `NONE`; says something while `woken` does.
+    pub(crate) sender: Word,
     pub(crate) time: VirtualTime,
     /// Between two groups: `time` begins anew, with its debt only, until it is set right ([`crate::Scheduler`]'s `lock`).
     pub(crate) adrift: Flag,
@@ -113,6 +115,7 @@ impl Vcpu {
             place: AtomicU8::new(Place::Nowhere as u8),
             pauses: Word::new(0),
             woken: Flag::new(false),
+            sender: Word::new(NONE),
             time: VirtualTime::new(),
             adrift: Flag::new(false),
             since: Long::new(0),

@@ -3,6 +3,7 @@
 
 use crate::cpu::Running;
 use crate::host::Hv;
+use crate::schedule;
 use crate::syscall::budget;
 use philoxen_abi::{Flow, GuestVa};
 use philoxen_evtchn::Caller;
@@ -19,15 +20,17 @@ fn caller(running: &Running) -> Caller<'_> {
 #[inline]
 pub fn event_channel_op(running: &Running, cmd: u64, arg: u64, progress: u64) -> Flow {
     let caller = caller(running);
-    philoxen_evtchn::event_channel_op(
-        &Hv,
-        caller,
-        &LoadedGuest,
-        cmd as u32,
-        GuestVa(arg),
-        progress,
-        &mut budget(),
-    )
+    schedule::sending(running, || {
+        philoxen_evtchn::event_channel_op(
+            &Hv,
+            caller,
+            &LoadedGuest,
+            cmd as u32,
+            GuestVa(arg),
+            progress,
+            &mut budget(),
+        )
+    })
 }
 
 /// `event_channel_op_compat(arg)`.

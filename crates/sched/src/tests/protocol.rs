@@ -70,11 +70,11 @@ fn alone_it_runs_without_a_timer_and_idle_means_none() {
         (Some(keys[0]), None, u64::MAX)
     );
     assert!(!s.is_on_cpu(keys[0]));
-    assert_eq!(s.wake(keys[0], 9), Kick::Reschedule(0));
-    assert_eq!(s.wake(keys[0], 9), Kick::None, "already runnable");
+    assert_eq!(s.wake(keys[0], None, 9), Kick::Reschedule(0));
+    assert_eq!(s.wake(keys[0], None, 9), Kick::None, "already runnable");
     assert_eq!(switch(&s, 0, 10).0.next, Some(keys[0]));
     assert_eq!(
-        s.wake(keys[0], 11),
+        s.wake(keys[0], None, 11),
         Kick::Notice(0),
         "running: it must look"
     );
@@ -90,14 +90,52 @@ fn block_asks_under_the_lock() {
     assert!(!s.is_blocked(keys[0]));
     assert!(s.block(keys[0], 1, || true));
     assert_eq!(
-        s.wake(keys[0], 2),
+        s.wake(keys[0], None, 2),
         Kick::Reschedule(0),
         "before the processor has switched"
     );
     let d = s.pick_next(0, 3);
     assert_eq!((d.prev, d.next), (Some(keys[0]), Some(keys[0])));
-    assert_eq!(s.wake(VcpuKey(50), 0), Kick::None);
+    assert_eq!(s.wake(VcpuKey(50), None, 0), Kick::None);
     assert!(!s.block(VcpuKey(50), 0, || true));
+}
+
+/// One processor: the first vCPU runs from 0 on, the second has slept for a while.
+fn sender_and_sleeper() -> (Scheduler, Vec<VcpuKey>) {
+    let (s, keys) = machine(1, 2);
+    let _ = switch(&s, 0, 0);
+    assert!(s.block(keys[0], 0, || true));
+    assert_eq!(switch(&s, 0, 0).0.next, Some(keys[1]));
+    assert!(s.block(keys[1], 0, || true));
+    let _ = s.wake(keys[0], None, 0);
+    assert_eq!(switch(&s, 0, 0).0.next, Some(keys[0]));
+    (s, keys)
+}
+
+#[test]
+fn who_wakes_up_for_a_message_lets_the_sender_go_on_for_a_while() {
+    let (s, keys) = sender_and_sleeper();
+    let _ = s.wake(keys[1], Some(keys[0]), MS / 10);
+    let (d, _) = switch(&s, 0, MS / 10);
+    assert_eq!((d.next, d.slice_ns), (Some(keys[0]), MS - MS / 10));
+    assert_eq!(switch(&s, 0, MS).0.next, Some(keys[1]), "and no longer");
+
+    let (s, keys) = sender_and_sleeper();
+    let _ = s.wake(keys[1], Some(keys[0]), MS / 10);
+    let _ = switch(&s, 0, MS / 10);
+    assert!(s.block(keys[0], MS / 5, || true));
+    assert_eq!(
+        switch(&s, 0, MS / 5).0.next,
+        Some(keys[1]),
+        "or until it sleeps"
+    );
+
+    // What else it wakes up for does not wait, nor does it wait for another one than the sender.
+    for sender in [None, Some(VcpuKey(40))] {
+        let (s, keys) = sender_and_sleeper();
+        assert_eq!(s.wake(keys[1], sender, MS / 10), Kick::Reschedule(0));
+        assert_eq!(switch(&s, 0, MS / 10).0.next, Some(keys[1]));
+    }
 }
 
 #[test]
@@ -138,7 +176,7 @@ fn pauses_nest() {
     assert!(s.block(keys[0], 11, || true));
     let _ = switch(&s, 0, 11);
     let _ = s.pause(keys[0], 12);
-    assert_eq!(s.wake(keys[0], 13), Kick::None);
+    assert_eq!(s.wake(keys[0], None, 13), Kick::None);
     assert_eq!(switch(&s, 0, 13).0.next, None);
     assert_eq!(s.pause_count(keys[0]), 1);
     assert_eq!(s.unpause(keys[0], 14), Kick::Reschedule(0));
@@ -197,7 +235,7 @@ fn idle_processors_take_work() {
     let d = s.pick_next(0, 1);
     assert_eq!(d.next, None);
     // Its registers are still on processor 0: nobody else may take it.
-    assert_eq!(s.wake(keys[0], 2), Kick::None);
+    assert_eq!(s.wake(keys[0], None, 2), Kick::None);
     assert_eq!(s.pick_next(1, 2).next, None);
     assert_eq!(s.pick_next(0, 2).next, None);
     assert_eq!(
@@ -209,7 +247,7 @@ fn idle_processors_take_work() {
     assert_eq!(s.pick_next(0, 3).next, None);
     // Waking up on a busy home goes to whoever is idle.
     assert_eq!(s.home(keys[1]), 1);
-    assert_eq!(s.wake(keys[1], 4), Kick::Reschedule(0));
+    assert_eq!(s.wake(keys[1], None, 4), Kick::Reschedule(0));
     assert_eq!(switch(&s, 0, 5).0.next, Some(keys[1]));
 }
 
@@ -249,7 +287,7 @@ fn wake_ups_are_never_lost() {
         scope.spawn(|| {
             for sent in 0..EVENTS {
                 pending.fetch_add(1, Ordering::SeqCst);
-                if matches!(s.wake(key, 0), Kick::Reschedule(0)) {
+                if matches!(s.wake(key, None, 0), Kick::Reschedule(0)) {
                     kicked.store(true, Ordering::SeqCst);
                 }
                 // Wait for the event to be taken: a lost wake-up hangs here.
@@ -300,7 +338,7 @@ fn random_threads(cpus: [u32; 4]) {
                     let key = keys[(x >> 8) as usize % keys.len()];
                     match (x >> 24) % 8 {
                         0 => drop(current.map(|key| s.block(key, now, || true))),
-                        1 | 2 => drop(s.wake(key, now)),
+                        1 | 2 => drop(s.wake(key, None, now)),
                         3 => drop(s.pause(key, now)),
                         4 => drop(s.unpause(key, now)),
                         5 => {

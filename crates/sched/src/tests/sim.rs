@@ -218,7 +218,7 @@ impl Sim {
         state.left = state.habit.run;
         state.woke = Some(now);
         state.began = now;
-        let kick = self.s.wake(state.key, now);
+        let kick = self.s.wake(state.key, None, now);
         self.follow(kick);
         self.obey();
     }
