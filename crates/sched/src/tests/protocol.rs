@@ -298,18 +298,26 @@ fn wake_ups_are_never_lost() {
         });
         scope.spawn(|| {
             let mut current = None;
+            // Something may have woken it up between the choice and the end of the switch.
+            let choose = || {
+                let (decision, kick) = switch(&s, 0, 0);
+                if kick == Kick::Reschedule(0) {
+                    kicked.store(true, Ordering::SeqCst);
+                }
+                decision.next
+            };
             while taken.load(Ordering::SeqCst) < EVENTS {
                 if current.is_none() {
                     if !kicked.swap(false, Ordering::SeqCst) {
                         thread::yield_now();
                         continue;
                     }
-                    current = switch(&s, 0, 0).0.next;
+                    current = choose();
                     continue;
                 }
                 taken.fetch_add(pending.swap(0, Ordering::SeqCst), Ordering::SeqCst);
                 if s.block(key, 0, || pending.load(Ordering::SeqCst) == 0) {
-                    current = switch(&s, 0, 0).0.next;
+                    current = choose();
                 }
             }
         });
