@@ -104,12 +104,15 @@ networked() {
         "vif = [ 'mac=00:16:3e:00:00:$(printf %02x "$number"),bridge=xenbr0,ip=192.168.90.$number' ]" "$@"
 }
 
-console_log() { echo "/var/log/xen/console/guest-$1.log"; }
+# The console's log is named after the guest as it was when its domain was made: while it migrated, or before.
+declare -A arrived
+console_log() { echo "/var/log/xen/console/guest-$1${arrived[$1]-}.log"; }
 
 # create <name> [option]...: creates a guest from /tmp/<name>.cfg, its console's log being empty.
 create() {
     local name=$1
     shift
+    unset "arrived[$name]"
     : >"$(console_log "$name")"
     xl create "$@" "/tmp/$name.cfg"
 }
@@ -161,3 +164,12 @@ ask() {
     sed '1d;$d' <<<"$line"
     [ "${line##*END-"$asked"-}" = 0 ]
 }
+
+# migrate <name> [command of the receiver]: moves a guest. The receiver is a command, not another host.
+migrate() {
+    xl migrate -s '' "$1" "${2-xl migrate-receive}" || return
+    arrived[$1]=--incoming
+}
+
+# moved <name> <domain number before>: whether the guest is another domain now.
+moved() { [ "$(xl domid "$1")" != "$2" ]; }
