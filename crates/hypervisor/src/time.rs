@@ -40,6 +40,8 @@ static OFFSETS: [AtomicI64; MAX_CPUS] = [const { AtomicI64::new(0) }; MAX_CPUS];
 static SKEWED: AtomicBool = AtomicBool::new(false);
 /// Seconds and nanoseconds of Unix time at system time 0.
 static WALL: Mutex<(u64, u32)> = Mutex::new((0, 0));
+/// How much later than its time a timer interrupt is taken for lost.
+const LOST_AFTER_NS: u64 = 20_000_000;
 /// Deadline each processor's timer is armed for, to leave it alone when nothing changes.
 static ARMED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
 
@@ -242,11 +244,15 @@ pub fn show() {
     }
 }
 
-/// Arms this processor's timer for its first deadline, unless it is armed for that already.
+/// Arms this processor's timer for its first deadline, unless it is armed for that or an earlier one already. One that
+/// should have come long ago is not believed: on an emulated machine an interrupt was seen to get lost, and whoever sleeps
+/// would sleep for good.
 fn arm(cpu: CpuId, queue: &TimerQueue) {
     let Some(armed) = ARMED.get(cpu) else { return };
     let next = queue.next_deadline().unwrap_or(u64::MAX);
-    if next < armed.load(Ordering::Relaxed) {
+    let armed_for = armed.load(Ordering::Relaxed);
+    let lost = || armed_for.saturating_add(LOST_AFTER_NS) < now();
+    if next < armed_for || (next != u64::MAX && lost()) {
         armed.store(next, Ordering::Relaxed);
         timer::arm(tsc_at(next).saturating_add_signed(offset().saturating_neg()));
     }
