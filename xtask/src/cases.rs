@@ -345,8 +345,22 @@ pub const SPECIAL: &[Special] = &[
     },
 ];
 
-/// Sessions of tests/xl that run without being asked for by name: the others take longer than all the rest.
-pub const USUAL_SESSIONS: &[&str] = &["xl/s1", "xl/s2", "xl/s3", "xl/s3-2cpus"];
+/// Scripts of tests/xl whose guests need a machine of [`LARGE_MEMORY`].
+pub const LARGE_SESSIONS: &[&str] = &["s16"];
+pub const LARGE_MEMORY: &str = "4G";
+
+/// Sessions of tests/xl that run without being asked for by name, longest first: all of them would take longer than all the
+/// rest.
+pub const USUAL_SESSIONS: &[&str] = &[
+    "xl/s3-2cpus",
+    "xl/s12",
+    "xl/s5",
+    "xl/s3",
+    "xl/s4",
+    "xl/s14",
+    "xl/s2",
+    "xl/s1",
+];
 
 /// Files that a bad boot is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -526,6 +540,15 @@ mod tests {
     fn themes_are_found() {
         let source = "pub const THEMES: &[Theme] = &[(\"boot\", boot::run), (\"events\", events::run)];\n\"no\"";
         assert_eq!(themes(source), ["boot", "events"]);
+    }
+
+    #[test]
+    fn usual_sessions_exist() {
+        let scripts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/xl");
+        for name in USUAL_SESSIONS {
+            let script = name.trim_start_matches("xl/").trim_end_matches("-2cpus");
+            assert!(scripts.join(script).with_extension("sh").exists(), "{name}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::args::{DOM0_ARGS, XL_HYPERVISOR_ARGS, XL_MEMORY};
+use crate::cases::{LARGE_MEMORY, LARGE_SESSIONS, USUAL_SESSIONS};
 use crate::host::Progress;
 use crate::qemu::{End, Watch};
 use crate::run;
@@ -36,18 +37,19 @@ impl Scripts {
 }
 
 /// The machines with the scripts of tests/xl dealt out to one for each job and number of processors: it starts Domain 0
-/// once for all of them. They come first, because they take longest.
+/// once for all of them. They come first, because they take longest. The usual ones come longest first and are dealt to
+/// and fro, so that each machine has as much to do.
 pub fn shared(cases: Vec<(String, Case)>, jobs: usize) -> Vec<(String, Case)> {
     let mut hands: BTreeMap<(u32, usize), Vec<String>> = BTreeMap::new();
-    let mut others = Vec::new();
-    let mut next = (0..jobs).cycle();
-    for (name, case) in cases {
-        match (case, next.next()) {
-            (Case::Xl(scripts), Some(hand)) => hands
-                .entry((scripts.cpus, hand))
-                .or_default()
-                .extend(scripts.names),
-            (case, _) => others.push((name, case)),
+    let (mut sessions, others): (Vec<_>, Vec<_>) = cases
+        .into_iter()
+        .partition(|(_, case)| matches!(case, Case::Xl(_)));
+    sessions.sort_by_key(|(name, _)| USUAL_SESSIONS.iter().position(|usual| usual == name));
+    let places = (0..jobs).chain((0..jobs).rev()).cycle();
+    for ((_, case), place) in sessions.into_iter().zip(places) {
+        if let Case::Xl(scripts) = case {
+            let hand = hands.entry((scripts.cpus, place)).or_default();
+            hand.extend(scripts.names);
         }
     }
     hands
@@ -120,9 +122,12 @@ fn session(
 ) -> Result<()> {
     let root = parts.xl.as_ref().context("no Domain 0 with xl was made")?;
     let args = format!("{DOM0_ARGS} philoxen.test={}", scripts.join(","));
+    let large = scripts
+        .iter()
+        .any(|script| LARGE_SESSIONS.contains(&script.as_str()));
     let mut machine = parts.machine(
         parts.multiboot(XL_HYPERVISOR_ARGS, run::modules(&root.files, &args)),
-        XL_MEMORY,
+        if large { LARGE_MEMORY } else { XL_MEMORY },
     );
     machine.cpus = cpus;
     machine.net = run::card(&root.files);
