@@ -127,6 +127,19 @@ latencies() {
     done
 }
 
+# work <number>: the units of work per second that each of so many guests does. Nobody looks before they are done: Domain 0
+# would take the time from them.
+work() {
+    local index
+    for index in $(seq "$1"); do
+        type_in "hog$index" "/tmp/pxwake work $seconds >/tmp/work"
+    done
+    sleep $((seconds + 2))
+    for index in $(seq "$1"); do
+        ask "hog$index" 'cat /tmp/work'
+    done
+}
+
 # Units of work that guests do alone, and with as many others as there are processors.
 scaling() {
     local alone index
@@ -137,12 +150,8 @@ scaling() {
         fetch "hog$index" pxwake
     done
     for _ in 1 2 3; do
-        alone=$(ask hog1 "/tmp/pxwake work $seconds" 60)
-        for index in $(seq "$processors"); do
-            ask "hog$index" "/tmp/pxwake work $seconds" 60 >"/tmp/work$index" &
-        done
-        wait
-        row scaling "$(cat /tmp/work* | awk -v alone="$alone" '{ sum += $1 } END { printf "%.3f", sum / alone }')"
+        alone=$(work 1)
+        row scaling "$(work "$processors" | awk -v alone="$alone" '{ sum += $1 } END { printf "%.3f", sum / alone }')"
     done
 }
 
