@@ -146,6 +146,13 @@ info = xc().physinfo()
 print(info["free_memory"] + info["scrub_memory"])'
 }
 
+# regained <check> <seconds> <KiB>: passes when free memory is that much, to the page, within the time.
+regained() {
+    within "$2" free_memory_is "$3"
+    check "$1" test "$(free_memory)" = "$3"
+}
+free_memory_is() { test "$(free_memory)" = "$1"; }
+
 # type_in <name> <text>: types a line on the guest's console.
 type_in() {
     local terminal

@@ -110,11 +110,9 @@ run_hypercalls() {
         if [ "$verdict" = PASS ]; then pass "$name"; else fail "$name" "$verdict $detail"; fi
     done < <(hypercalls "$@" 2>&1 || echo "$1-ends FAIL status $?")
 }
-same() { test "$(free_memory)" = "$before"; }
 lost_nothing() {
     check "$1-left-nothing" within 20 alone
-    within 20 same
-    check "$1-lost-nothing" test "$(free_memory)" = "$before"
+    regained "$1-lost-nothing" 20 "$before"
 }
 
 # fill: makes guests until one more is refused; empty: destroys them.

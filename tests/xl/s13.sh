@@ -9,7 +9,6 @@ truncate -s 32M $disk
 networked guest 10 "disk = [ 'file:$disk,xvda,w' ]"
 config plain
 
-settled() { test "$(free_memory)" = "$before"; }
 others() { xl list | awk 'NR > 2 { print $2 }'; }
 # Also what is left by a tool that was killed before it could name its domain.
 destroy_all() {
@@ -22,8 +21,7 @@ destroy_all() {
 clean() {
     destroy_all >/tmp/output 2>&1
     check "$1-gone" within 60 alone
-    within 30 settled
-    check "$1-memory" test "$(free_memory)" = "$before"
+    regained "$1-memory" 30 "$before"
     # What the killed tool's scripts left.
     losetup -D
 }

@@ -23,14 +23,12 @@ one() {
     fi
     xl destroy round
 }
-same() { test "$(free_memory)" = "$before"; }
 
 for round in {1..100}; do
     one "$round" >/tmp/round 2>&1 || { fail "round-$round"; sed 's/^/  | /' /tmp/round; }
     [ $((round % 10)) != 0 ] || echo "$round rounds, $SECONDS s: $(($(free_memory) - before)) KiB more than before"
 done
 check rounds test "$failed" = 0
-within 20 same
-check memory test "$(free_memory)" = "$before"
+regained memory 20 "$before"
 check nothing-left within 10 alone
 finish

@@ -4,7 +4,6 @@
 
 . "$(dirname "$0")/lib.sh"
 
-same() { test "$(free_memory)" = "$before"; }
 is_called() { grep -qx "I am $1" <<<"$(ask "$1" "echo I am \$(sed 's/.*name=//' /proc/cmdline)" 180)"; }
 
 for number in {1..32}; do
@@ -35,6 +34,5 @@ for number in {1..32}; do
     check "destroy-again-$number" xl destroy "guest$number"
 done
 check nothing-left-again within 20 alone
-within 20 same
-check memory test "$(free_memory)" = "$before"
+regained memory 20 "$before"
 finish

@@ -20,8 +20,6 @@ for round in 1 2 3 4 5 6 7 8 9 10; do
     fi
     check "destroy-$round" xl destroy round
 done
-same() { test "$(free_memory)" = "$before"; }
-within 20 same
-check memory test "$(free_memory)" = "$before"
+regained memory 20 "$before"
 check nothing-left within 10 alone
 finish
