@@ -9,5 +9,13 @@ extern crate std;
 pub mod calls;
 pub mod clock;
 pub mod lifecycle;
+#[cfg(test)]
+mod lifecycle_tests;
 pub mod options;
 pub mod symbols;
+
+/// Atomics and locks: models of several processors have their own in this place.
+mod sync {
+    pub(crate) use core::sync::atomic::{AtomicU32, Ordering};
+    pub(crate) use spin::{Mutex, MutexGuard};
+}

@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The life of a domain: one atomic word, so that every processor sees the same step and no step is taken twice.
+//! The life of a domain: one atomic word, so that every processor sees the same step and no step is taken twice; and the
+//! pauses that go with it.
 //!
 //! ```text
 //!   Building ──start──▶ Running ──shut_down(reason)──▶ ShutDown
 //!       │                  │                              │
 //!       └──────────────────┴────────── destroy ───────────┴──▶ Dying ──last frame gone──▶ Dead
 //! ```
+//!
+//! Invariant: of the pauses of each vCPU, one is the toolstack's while it has paused the domain, and one is the shutdown's
+//! from before the domain is seen to be shut down until it is resumed. A domain that shuts down is seen as running until
+//! then, so whoever resumes it undoes pauses that were made. The model is `tests/lifecycle_model.rs`.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use super::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
+use philoxen_abi::{Errno, Result};
 
 /// Why a guest stopped (`SHUTDOWN_*`, xen/sched.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,32 +66,47 @@ pub enum Phase {
 
 const BUILDING: u32 = 0;
 const RUNNING: u32 = 1;
-const SHUT_DOWN: u32 = 2;
-const DYING: u32 = 3;
-const DEAD: u32 = 4;
+/// On the way to `SHUT_DOWN`: its vCPUs are being paused.
+const STOPPING: u32 = 2;
+const SHUT_DOWN: u32 = 3;
+const DYING: u32 = 4;
+const DEAD: u32 = 5;
 
-/// The phase of one domain.
+/// The phase of one domain, and its pauses by the toolstack.
 #[derive(Debug)]
-pub struct Lifecycle(AtomicU32);
+pub struct Lifecycle {
+    word: AtomicU32,
+    /// Pauses by the toolstack that were not undone; its vCPUs are paused once while it is not 0. Destruction begins under this
+    /// lock, so with it held a domain that is alive stays so.
+    pauses: Mutex<u32>,
+}
 
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Self::new()
+/// A domain that does not begin to die, and whose pauses do not change.
+#[derive(Debug)]
+pub struct Steady<'a>(MutexGuard<'a, u32>);
+
+impl Steady<'_> {
+    /// True if the toolstack has paused it.
+    pub fn is_paused(&self) -> bool {
+        *self.0 != 0
     }
 }
 
 impl Lifecycle {
-    /// A domain under construction.
-    pub const fn new() -> Self {
-        Self(AtomicU32::new(BUILDING))
+    /// A domain under construction, which the toolstack has paused `pauses` times.
+    pub fn new(pauses: u32) -> Self {
+        Self {
+            word: AtomicU32::new(BUILDING),
+            pauses: Mutex::new(pauses),
+        }
     }
 
     /// The present phase.
     pub fn phase(&self) -> Phase {
-        let word = self.0.load(Ordering::Acquire);
+        let word = self.word.load(Ordering::Acquire);
         match word & 0xff {
             BUILDING => Phase::Building,
-            RUNNING => Phase::Running,
+            RUNNING | STOPPING => Phase::Running,
             SHUT_DOWN => Phase::ShutDown(
                 ShutdownReason::from_code(word >> 8).unwrap_or(ShutdownReason::Crash),
             ),
@@ -97,7 +118,7 @@ impl Lifecycle {
     /// True while its vCPUs may run.
     #[inline]
     pub fn is_running(&self) -> bool {
-        self.0.load(Ordering::Acquire) == RUNNING
+        self.word.load(Ordering::Acquire) == RUNNING
     }
 
     /// True from the beginning of destruction on.
@@ -105,8 +126,13 @@ impl Lifecycle {
         matches!(self.phase(), Phase::Dying | Phase::Dead)
     }
 
+    /// True if the toolstack has paused it.
+    pub fn is_paused(&self) -> bool {
+        *self.pauses.lock() != 0
+    }
+
     fn step(&self, from: impl Fn(u32) -> bool, to: u32) -> bool {
-        self.0
+        self.word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
                 from(word & 0xff).then_some(to)
             })
@@ -118,78 +144,85 @@ impl Lifecycle {
         self.step(|phase| phase == BUILDING, RUNNING)
     }
 
-    /// Running to shut down; false if it was not running (the first reason stays).
-    pub fn shut_down(&self, reason: ShutdownReason) -> bool {
-        self.step(
-            |phase| phase == RUNNING,
-            SHUT_DOWN | u32::from(reason as u8) << 8,
-        )
+    /// Running to shut down; false if it was not running (the first reason stays). `stop` pauses each vCPU, and returns
+    /// when they stand still.
+    pub fn shut_down(&self, reason: ShutdownReason, stop: impl FnOnce()) -> bool {
+        let reason = u32::from(reason as u8) << 8;
+        if !self.step(|phase| phase == RUNNING, STOPPING | reason) {
+            return false;
+        }
+        stop();
+        // Unless its destruction began meanwhile.
+        self.step(|phase| phase == STOPPING, SHUT_DOWN | reason);
+        true
     }
 
-    /// Shut down to running again (a suspend that was cancelled); false otherwise.
-    pub fn resume(&self) -> bool {
-        self.step(|phase| phase == SHUT_DOWN, RUNNING)
+    /// Shut down to running again (a suspend that was cancelled); false otherwise. `go` undoes one pause of each vCPU.
+    pub fn resume(&self, go: impl FnOnce()) -> bool {
+        let _alive = self.pauses.lock();
+        let resumed = self.step(|phase| phase == SHUT_DOWN, RUNNING);
+        if resumed {
+            go();
+        }
+        resumed
     }
 
-    /// Begins destruction; false if somebody else began it (the work is then theirs to finish or to share).
+    /// A pause by the toolstack. For the first one `stop` pauses each vCPU.
+    ///
+    /// # Errors
+    /// `EINVAL` after 2^32 pauses or once the domain is dying.
+    pub fn pause(&self, stop: impl FnOnce()) -> Result<()> {
+        let mut pauses = self.alive()?;
+        let new = pauses.checked_add(1).ok_or(Errno::EINVAL)?;
+        if *pauses == 0 {
+            stop();
+        }
+        *pauses = new;
+        Ok(())
+    }
+
+    /// Undoes a pause by the toolstack. For the last one `go` undoes one pause of each vCPU; the first time, the domain begins
+    /// to run.
+    ///
+    /// # Errors
+    /// `EINVAL` if the toolstack has not paused it or the domain is dying.
+    pub fn unpause(&self, go: impl FnOnce()) -> Result<()> {
+        let mut pauses = self.alive()?;
+        let new = pauses.checked_sub(1).ok_or(Errno::EINVAL)?;
+        *pauses = new;
+        if new == 0 {
+            // Only the first time: later it is running, or shut down.
+            self.start();
+            go();
+        }
+        Ok(())
+    }
+
+    fn alive(&self) -> Result<MutexGuard<'_, u32>> {
+        let pauses = self.pauses.lock();
+        if self.is_dying() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(pauses)
+    }
+
+    /// Keeps a domain alive and its pauses as they are.
+    ///
+    /// # Errors
+    /// `EINVAL` once the domain is dying.
+    pub fn steady(&self) -> Result<Steady<'_>> {
+        self.alive().map(Steady)
+    }
+
+    /// Begins destruction; false if somebody else began it (the work is then theirs to finish or to share). Whoever kept the
+    /// domain alive has finished; others see that it dies.
     pub fn kill(&self) -> bool {
+        let _pauses = self.pauses.lock();
         self.step(|phase| phase < DYING, DYING)
     }
 
     /// Dying to dead; false in any other phase.
     pub fn finish(&self) -> bool {
         self.step(|phase| phase == DYING, DEAD)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::AtomicUsize;
-    use std::thread;
-
-    #[test]
-    fn ordinary_life() {
-        let life = Lifecycle::new();
-        assert!(!life.shut_down(ShutdownReason::Crash));
-        assert!(life.start() && !life.start());
-        assert!(life.is_running());
-        assert!(life.shut_down(ShutdownReason::Reboot) && !life.shut_down(ShutdownReason::Crash));
-        assert_eq!(life.phase(), Phase::ShutDown(ShutdownReason::Reboot));
-        assert!(life.kill() && !life.kill());
-        assert!(!life.resume() && !life.start());
-        assert!(life.finish() && !life.finish());
-        assert_eq!(life.phase(), Phase::Dead);
-    }
-
-    #[test]
-    fn only_one_processor_destroys() {
-        for _ in 0..200 {
-            let (life, wins) = (Lifecycle::new(), AtomicUsize::new(0));
-            life.start();
-            thread::scope(|scope| {
-                for _ in 0..4 {
-                    scope.spawn(|| {
-                        life.shut_down(ShutdownReason::Crash);
-                        if life.kill() {
-                            wins.fetch_add(1, Ordering::Relaxed);
-                        }
-                    });
-                }
-            });
-            assert_eq!(wins.load(Ordering::Relaxed), 1);
-            assert_eq!(life.phase(), Phase::Dying);
-        }
-    }
-
-    #[test]
-    fn reasons_have_the_abi_numbers() {
-        for code in 0..6 {
-            assert_eq!(
-                ShutdownReason::from_code(code).map(|r| r as u32),
-                Some(code)
-            );
-        }
-        assert_eq!(ShutdownReason::from_code(6), None);
     }
 }

@@ -247,7 +247,8 @@ fn create(options: &Options<'_>, nr_pages: u64) -> Result<Arc<Domain>, Failure> 
         max_port: MAX_PORT,
         grants: philoxen_grant::Limits::DEFAULT,
         pirqs: DomainPirqs::new(DomId::DOM0, &IRQS)?,
-        tool: Tool::running(count),
+        tool: Tool::new(count, [0; 16], false),
+        pauses: 0,
     })?;
     lifecycle::make_vcpus(&domain)?;
     if options.dom0_vcpus_pin {

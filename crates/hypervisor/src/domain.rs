@@ -73,6 +73,8 @@ pub struct Config {
     pub pirqs: DomainPirqs,
     /// What the toolstack keeps about it.
     pub tool: Tool,
+    /// Pauses by the toolstack that it begins with.
+    pub pauses: u32,
 }
 
 impl Domain {
@@ -101,7 +103,7 @@ impl Domain {
         Ok(Arc::new(Self {
             id,
             privileged: config.privileged,
-            life: Lifecycle::new(),
+            life: Lifecycle::new(config.pauses),
             memory,
             events,
             grants: Arc::new(GrantTable::new(id, config.grants)),
@@ -145,17 +147,17 @@ impl Domain {
 
     /// Stops the domain for `reason`; the hardware domain takes the machine with it.
     pub fn shut_down(&self, reason: ShutdownReason) {
-        if !self.life.shut_down(reason) {
+        let stop = || {
+            if self.id == DomId::DOM0 {
+                crate::power::dom0_stopped(reason);
+            }
+            crate::schedule::pause_all(self);
+            // Who is told that it shut down finds it standing still.
+            crate::lifecycle::wait_stopped(self);
+        };
+        if !self.life.shut_down(reason, stop) {
             return;
         }
-        if self.id == DomId::DOM0 {
-            crate::power::dom0_stopped(reason);
-        }
-        for vcpu in self.vcpus() {
-            crate::schedule::pause(self, vcpu.id);
-        }
-        // Who is told that it shut down finds it standing still.
-        crate::lifecycle::wait_stopped(self);
         if let Some(dom0) = find(DomId::DOM0) {
             dom0.events
                 .raise_global_virq(&Hv, philoxen_abi::event::virq::DOM_EXC);

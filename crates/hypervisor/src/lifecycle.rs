@@ -19,6 +19,7 @@ use philoxen_abi::{DomId, Errno, Result, VcpuId};
 use philoxen_control::create::{Numbers, Wanted};
 use philoxen_control::info::Share;
 use philoxen_control::ranges::Access;
+use philoxen_domain::lifecycle::Phase;
 use philoxen_hw::cpu::cpu_id;
 use philoxen_hw::memory;
 use philoxen_paging::{Progress, log, mmuext, relinquish, validate};
@@ -51,9 +52,6 @@ pub struct Tool {
     pub xenstore: bool,
     /// vCPUs it was made for.
     pub max_vcpus: u32,
-    /// Pauses by the toolstack that were not undone; vCPUs are paused once while it is not 0. Also guards their creation
-    /// and the context that tools give them.
-    pub pauses: Mutex<u32>,
     /// Weight and cap.
     pub share: Mutex<Share>,
     /// Seconds that its wall clock is ahead.
@@ -70,12 +68,12 @@ pub struct Tool {
 }
 
 impl Tool {
-    fn with_pauses(max_vcpus: u32, handle: [u8; 16], xenstore: bool, pauses: u32) -> Self {
+    /// For a domain of `max_vcpus` vCPUs.
+    pub fn new(max_vcpus: u32, handle: [u8; 16], xenstore: bool) -> Self {
         Self {
             handle: Mutex::new(handle),
             xenstore,
             max_vcpus,
-            pauses: Mutex::new(pauses),
             share: Mutex::new(Share::DEFAULT),
             time_offset: AtomicI64::new(0),
             tsc: Mutex::new(TscInfo::default()),
@@ -84,16 +82,6 @@ impl Tool {
             access: RwLock::new(Access::default()),
             step: Mutex::new(Step::Stop),
         }
-    }
-
-    /// For a domain that runs as soon as it can: Domain 0.
-    pub fn running(max_vcpus: u32) -> Self {
-        Self::with_pauses(max_vcpus, [0; 16], false, 0)
-    }
-
-    /// For a domain that waits to be unpaused.
-    fn paused(wanted: &Wanted) -> Self {
-        Self::with_pauses(wanted.max_vcpus, wanted.handle, wanted.xenstore, 1)
     }
 }
 
@@ -117,7 +105,8 @@ pub fn create(id: DomId, wanted: &Wanted) -> Result<Arc<Domain>> {
             wanted.grant_version,
         ),
         pirqs: DomainPirqs::none(id),
-        tool: Tool::paused(wanted),
+        tool: Tool::new(wanted.max_vcpus, wanted.handle, wanted.xenstore),
+        pauses: 1,
     })?;
     time::write_wall_clock(&domain);
     if domain::add(domain.clone()) {
@@ -130,13 +119,14 @@ pub fn create(id: DomId, wanted: &Wanted) -> Result<Arc<Domain>> {
 /// Makes all vCPUs of a domain; nothing if it has them.
 ///
 /// # Errors
-/// `ENOMEM`, `ENOSPC` if there are too many, `EINVAL` if the domain dies.
+/// `ENOMEM`, `ENOSPC` if there are too many, `EINVAL` if the domain dies or was started without.
 pub fn make_vcpus(domain: &Arc<Domain>) -> Result<()> {
-    let pauses = domain.tool.pauses.lock();
+    let steady = domain.life.steady()?;
     if !domain.vcpus().is_empty() {
         return Ok(());
     }
-    if domain.life.is_dying() {
+    // One that runs may be shutting down: these would not be stopped.
+    if domain.life.phase() != Phase::Building {
         return Err(Errno::EINVAL);
     }
     if memory::is_scarce() {
@@ -161,65 +151,15 @@ pub fn make_vcpus(domain: &Arc<Domain>) -> Result<()> {
     domain.set_vcpus(vcpus);
     schedule::register(domain);
     for vcpu in domain.vcpus() {
-        if *pauses != 0 {
-            schedule::pause(domain, vcpu.id);
-        }
         if let Some(events) = domain.events.vcpu(vcpu.id) {
             events.set_upcall_mask(&Hv, true);
         }
         time::write_time(domain, vcpu.id);
     }
-    Ok(())
-}
-
-/// Pauses a domain on behalf of the toolstack.
-///
-/// # Errors
-/// `EINVAL` after 2^32 pauses or once the domain is dying.
-pub fn pause(domain: &Domain) -> Result<()> {
-    let mut pauses = domain.tool.pauses.lock();
-    if domain.life.is_dying() {
-        return Err(Errno::EINVAL);
-    }
-    let new = pauses.checked_add(1).ok_or(Errno::EINVAL)?;
-    if *pauses == 0 {
-        for vcpu in domain.vcpus() {
-            schedule::pause(domain, vcpu.id);
-        }
-    }
-    *pauses = new;
-    Ok(())
-}
-
-/// Undoes a pause by the toolstack; the first time, the domain begins to run.
-///
-/// # Errors
-/// `EINVAL` if the toolstack has not paused it or the domain is dying.
-pub fn unpause(domain: &Domain) -> Result<()> {
-    let mut pauses = domain.tool.pauses.lock();
-    if domain.life.is_dying() {
-        return Err(Errno::EINVAL);
-    }
-    let new = pauses.checked_sub(1).ok_or(Errno::EINVAL)?;
-    *pauses = new;
-    if new == 0 {
-        // Only the first time: later it is running, or shut down.
-        domain.life.start();
-        for vcpu in domain.vcpus() {
-            schedule::unpause(domain, vcpu.id);
-        }
+    if steady.is_paused() {
+        schedule::pause_all(domain);
     }
     Ok(())
-}
-
-/// Lets a domain that shut down go on (a suspend that was cancelled).
-pub fn resume(domain: &Domain) {
-    let _pauses = domain.tool.pauses.lock();
-    if domain.life.resume() {
-        for vcpu in domain.vcpus() {
-            schedule::unpause(domain, vcpu.id);
-        }
-    }
 }
 
 /// Milliseconds that a request waits for other processors to leave a vCPU. They are told to and do within one exit, which is
@@ -235,10 +175,7 @@ pub fn wait_stopped(domain: &Domain) {
 
 /// Calls `work` while no processor runs the vCPU or holds its registers. `None`: one does for now, to be tried again.
 pub fn while_stopped<R>(domain: &Domain, vcpu: &Vcpu, work: impl FnOnce() -> R) -> Option<R> {
-    let _pauses = domain.tool.pauses.lock();
-    if domain.life.is_dying() {
-        return None;
-    }
+    let _steady = domain.life.steady().ok()?;
     schedule::pause(domain, vcpu.id);
     let stopped = smp::within(STOP_MS, || !schedule::is_on_cpu(vcpu));
     let result = stopped.then(work);
@@ -248,11 +185,7 @@ pub fn while_stopped<R>(domain: &Domain, vcpu: &Vcpu, work: impl FnOnce() -> R) 
 
 /// Destroys a domain as far as the budget goes; true when it is gone.
 pub fn destroy(domain: &Arc<Domain>, budget: &mut Budget) -> bool {
-    {
-        // With the lock held nobody is in the middle of pausing it or giving it vCPUs; later they see that it dies.
-        let _pauses = domain.tool.pauses.lock();
-        domain.life.kill();
-    }
+    domain.life.kill();
     domain.memory.set_dying();
     log::stop(Hv, &domain.memory);
     loop {

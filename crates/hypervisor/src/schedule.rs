@@ -283,6 +283,20 @@ pub fn unpause(domain: &Domain, vcpu: VcpuId) {
     }
 }
 
+/// Pauses each vCPU of a domain.
+pub fn pause_all(domain: &Domain) {
+    for vcpu in domain.vcpus() {
+        pause(domain, vcpu.id);
+    }
+}
+
+/// Undoes one pause of each vCPU of a domain.
+pub fn unpause_all(domain: &Domain) {
+    for vcpu in domain.vcpus() {
+        unpause(domain, vcpu.id);
+    }
+}
+
 /// True while a processor runs the vCPU or may still hold its registers.
 pub fn is_on_cpu(vcpu: &Vcpu) -> bool {
     scheduler().is_on_cpu(vcpu.key)

@@ -28,7 +28,7 @@ pub fn domain_info(domain: &Domain) -> DomainInfo {
             Phase::ShutDown(reason) => Some(reason as u8),
             _ => None,
         },
-        paused: *domain.tool.pauses.lock() != 0,
+        paused: domain.life.is_paused(),
         xenstore: domain.tool.xenstore,
         debugged: domain.tool.debugged.load(Ordering::Relaxed),
         ..State::default()

@@ -54,21 +54,25 @@ pub fn destroy(request: &Request<'_>, budget: &mut Budget) -> Outcome {
 /// `pausedomain`.
 pub fn pause(request: &Request<'_>) -> Result<i64> {
     request.not_self()?;
-    lifecycle::pause(&request.target)?;
-    lifecycle::wait_stopped(&request.target);
+    let target = &request.target;
+    target.life.pause(|| schedule::pause_all(target))?;
+    lifecycle::wait_stopped(target);
     Ok(0)
 }
 
 /// `unpausedomain`.
 pub fn unpause(request: &Request<'_>) -> Result<i64> {
     request.not_self()?;
-    lifecycle::unpause(&request.target).map(|()| 0)
+    let target = &request.target;
+    target.life.unpause(|| schedule::unpause_all(target))?;
+    Ok(0)
 }
 
 /// `resumedomain`.
 pub fn resume(request: &Request<'_>) -> Result<i64> {
     request.not_self()?;
-    lifecycle::resume(&request.target);
+    let target = &request.target;
+    target.life.resume(|| schedule::unpause_all(target));
     Ok(0)
 }
 

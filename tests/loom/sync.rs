@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What stands in models (loom) for atomics and locks of the crates: every order that the memory model allows is tried.
+//!
+//! A model includes the files of a crate by path, and this one as their `sync`. The atomics are loom's with something
+//! added: loom (0.7) looks only at the last access to an object for what may have come in another order, and a thread's own load,
+//! as in every loop of load and compare-and-swap, hides the loads of others from it. So each load first takes its turn at a
+//! relaxed counter beside the value. That orders nothing for the model of memory, but loom tries every order of turns.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each model uses what its crate needs"
+)]
+
+pub(crate) use loom::hint::spin_loop;
+use loom::sync::atomic as loomed;
+pub(crate) use loom::sync::{
+    MutexGuard,
+    atomic::{Ordering, fence},
+};
+
+macro_rules! atomic {
+    ($name:ident, $value:ty, [$($rmw:ident),*]) => {
+        #[derive(Debug)]
+        pub(crate) struct $name {
+            value: loomed::$name,
+            turn: loomed::AtomicBool,
+        }
+
+        impl $name {
+            pub(crate) fn new(value: $value) -> Self {
+                Self {
+                    value: loomed::$name::new(value),
+                    turn: loomed::AtomicBool::new(false),
+                }
+            }
+
+            pub(crate) fn load(&self, order: Ordering) -> $value {
+                self.turn.swap(true, Ordering::Relaxed);
+                self.value.load(order)
+            }
+
+            pub(crate) fn store(&self, value: $value, order: Ordering) {
+                self.value.store(value, order);
+            }
+
+            pub(crate) fn compare_exchange(
+                &self,
+                old: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                self.value.compare_exchange(old, new, success, failure)
+            }
+
+            pub(crate) fn fetch_update(
+                &self,
+                success: Ordering,
+                failure: Ordering,
+                mut change: impl FnMut($value) -> Option<$value>,
+            ) -> Result<$value, $value> {
+                let mut old = self.load(failure);
+                while let Some(new) = change(old) {
+                    match self.compare_exchange(old, new, success, failure) {
+                        Ok(old) => return Ok(old),
+                        Err(newer) => old = newer,
+                    }
+                }
+                Err(old)
+            }
+
+            $(pub(crate) fn $rmw(&self, value: $value, order: Ordering) -> $value {
+                self.value.$rmw(value, order)
+            })*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self::new(Default::default())
+            }
+        }
+    };
+}
+
+atomic!(AtomicBool, bool, [swap]);
+atomic!(
+    AtomicU32,
+    u32,
+    [swap, fetch_add, fetch_sub, fetch_or, fetch_and]
+);
+atomic!(
+    AtomicU64,
+    u64,
+    [swap, fetch_add, fetch_or, fetch_and, fetch_max]
+);
+
+/// A lock with the interface of the one that the crates use.
+#[derive(Debug)]
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        let Ok(guard) = self.0.lock() else {
+            unreachable!("a thread of the model failed")
+        };
+        guard
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().ok()
+    }
+}
+
+/// Runs `world` in every way that differs in at most `preemptions` places where a thread is stopped in the middle.
+pub(crate) fn explore(preemptions: usize, world: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model.check(world);
+}
