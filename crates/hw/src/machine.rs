@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Page-table roots and the TLB clock (`philoxen_paging::tlb`) of the machine's processors.
+//! Page-table roots, the TLB clock (`philoxen_paging::tlb`) and the caches of the machine's processors.
 
-use crate::cpu::{CpuId, asm, percpu};
+use crate::cpu::{CpuId, MAX_CPUS, asm, percpu};
 use crate::memory;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::Mfn;
 use philoxen_paging::tlb::TlbClock;
 
@@ -65,4 +65,32 @@ fn reload_root() {
 pub fn flush_caches() {
     // SAFETY: WBINVD loses no data.
     unsafe { core::arch::asm!("wbinvd", options(nostack, preserves_flags)) };
+}
+
+/// Flushes of every processor's caches that were asked for, and how many of them each processor has done.
+static CACHE_FLUSHES: AtomicU64 = AtomicU64::new(0);
+static CACHES_FLUSHED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// Asks every processor that gets an NMI from now on to flush its caches; [`caches_flushed`] tells whether it has.
+pub fn request_cache_flush() -> u64 {
+    CACHE_FLUSHES.fetch_add(1, Ordering::SeqCst) + 1
+}
+
+/// True once processor `cpu` has flushed its caches after that request.
+pub fn caches_flushed(cpu: CpuId, request: u64) -> bool {
+    CACHES_FLUSHED
+        .get(cpu)
+        .is_none_or(|done| done.load(Ordering::Acquire) >= request)
+}
+
+/// Flushes this processor's caches if that was asked for since it last did, at any instruction.
+pub fn answer_cache_flush() {
+    let request = CACHE_FLUSHES.load(Ordering::Acquire);
+    if let Some(done) = CACHES_FLUSHED.get(percpu::cpu_id())
+        && done.load(Ordering::Relaxed) < request
+    {
+        flush_caches();
+        // An NMI in between may have answered a later request.
+        done.fetch_max(request, Ordering::Release);
+    }
 }

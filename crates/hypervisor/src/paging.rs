@@ -71,8 +71,12 @@ impl Machine for Hv {
             FlushScope::Domain => schedule::flush_others(domain.id(), u64::MAX),
         }
     }
-    fn flush_caches(&self, _all: bool) {
-        hw::flush_caches();
+    fn flush_caches(&self, all: bool) {
+        if all {
+            smp::flush_caches();
+        } else {
+            hw::flush_caches();
+        }
     }
     #[inline]
     fn load_root(&self, l4: Mfn) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The processors in use: starting them, flushing their TLBs, stopping them.
+//! The processors in use: starting them, flushing their TLBs and caches, stopping them.
 //!
 //! Processors are numbered as they came up, without gaps; 0 is the boot processor. A processor waits with interrupts off for no
-//! other but by [`flush_since`], which the other answers at any instruction (`hw::cpu::nmi`), and by spin locks.
+//! other but by [`flush_since`] and [`flush_caches`], which the other answers at any instruction (`hw::cpu::nmi`), and by spin locks.
 
 use crate::cpu::{self, Cpu};
 use crate::time;
@@ -160,19 +160,31 @@ pub fn flush_since(stamp: u64, concerned: impl Fn(CpuId) -> bool) {
         }
     }
     if asked != 0 {
-        wait_for(asked, stamp);
+        wait_for(asked, |cpu| !machine::may_hold_since(cpu, stamp));
     }
 }
 
-/// Waits until the processors in `asked` have answered. This one answers others meanwhile: NMIs are not held off.
+/// Makes every processor write back and invalidate its caches, and waits for them.
+pub fn flush_caches() {
+    let request = machine::request_cache_flush();
+    let mut asked = 0u64;
+    for cpu in others() {
+        lapic::send_nmi(apic_id(cpu));
+        asked |= 1 << cpu;
+    }
+    machine::answer_cache_flush();
+    wait_for(asked, |cpu| machine::caches_flushed(cpu, request));
+}
+
+/// Waits until the processors in `asked` have answered their NMI. This one answers others meanwhile: NMIs are not held off.
 #[cold]
-fn wait_for(mut asked: u64, stamp: u64) {
+fn wait_for(mut asked: u64, answered: impl Fn(CpuId) -> bool) {
     // An NMI that got lost is sent again, seldom enough not to disturb.
     let patience = timer::tsc_hz() / 10;
     let mut since = asm::rdtsc();
     while asked != 0 {
         let cpu = asked.trailing_zeros() as CpuId;
-        if !machine::may_hold_since(cpu, stamp) {
+        if answered(cpu) {
             asked &= asked - 1;
         } else if asm::rdtsc().wrapping_sub(since) > patience {
             since = asm::rdtsc();

@@ -4,7 +4,7 @@
 //! An NMI may come at any instruction: between SYSCALL and the first stack, on the way out, in the middle of a change of roots, while
 //! a lock is held. So the handler takes no lock, touches no guest memory and cannot fault; it does all that an NMI
 //! may be for, each time, which makes it unnecessary to tell them apart:
-//! - it answers whoever asked for a flush of the TLB (`machine::answer_flush`);
+//! - it answers whoever asked for a flush of the TLB (`machine::answer_flush`) or of the caches;
 //! - it stops the processor if another one panics ([`stop_others`]);
 //! - it looks whether the processor is stuck (`dev::watchdog`), which needs several NMIs far apart.
 //!
@@ -24,6 +24,7 @@ static STOPPED_AT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPU
 
 fn serve(regs: &Regs) {
     machine::answer_flush();
+    machine::answer_cache_flush();
     let cpu = percpu::cpu_id();
     let panics = PANICS.load(Ordering::Acquire);
     if panics != NOBODY && panics != cpu {

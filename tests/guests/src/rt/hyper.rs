@@ -115,10 +115,12 @@ pub mod ext {
     pub const INVLPG_MULTI: u32 = 9;
     pub const TLB_FLUSH_ALL: u32 = 10;
     pub const INVLPG_ALL: u32 = 11;
+    pub const FLUSH_CACHE: u32 = 12;
     pub const SET_LDT: u32 = 13;
     pub const NEW_USER_BASEPTR: u32 = 15;
     pub const CLEAR_PAGE: u32 = 16;
     pub const COPY_PAGE: u32 = 17;
+    pub const FLUSH_CACHE_GLOBAL: u32 = 18;
     pub const MARK_SUPER: u32 = 19;
     pub const UNMARK_SUPER: u32 = 20;
 }

@@ -255,6 +255,10 @@ pub fn run(t: &mut Checks) {
             hyper::address(&mut everybody),
         );
         t.note("flush on both", result == 0, &round);
+        for cmd in [hyper::ext::FLUSH_CACHE, hyper::ext::FLUSH_CACHE_GLOBAL] {
+            let flushed = hyper::mmuext_one(cmd, 0, 0);
+            t.note("caches", flushed == 0, &round);
+        }
     }
     shootdown(t);
     counters(t);
