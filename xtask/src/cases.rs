@@ -185,8 +185,16 @@ pub const DEBIAN: &[Debian] = &[
         cpus: 2,
         net: Net::None,
         script: None,
+        args: "dom0_max_vcpus=3 dom0_vcpus_pin",
         replies: KEYS,
-        expects: &["page audit: all counts agree", "CPU 0: ", "CPU 1: "],
+        expects: &[
+            "may run on 0, weight ",
+            "may run on 1, weight ",
+            "d0v2: ",
+            "page audit: all counts agree",
+            "CPU 0: ",
+            "CPU 1: ",
+        ],
         ..PLAIN
     },
     Debian {

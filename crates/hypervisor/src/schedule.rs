@@ -395,12 +395,13 @@ pub fn show() {
                 continue;
             };
             print!(
-                "d{}v{}: virtual {} us, warped {}, waits {}, weight {}, cap {}, warp (value, limit, unwarp) {} {} {} us",
+                "d{}v{}: virtual {} us, warped {}, waits {}, may run on {}, weight {}, cap {}, warp (value, limit, unwarp) {} {} {} us",
                 domain.id.0,
                 vcpu.id.0,
                 view.virtual_ns / MICROSECOND,
                 view.warped,
                 view.waits,
+                scheduler.affinity(vcpu.key),
                 scheduler.weight(vcpu.key),
                 scheduler.cap(vcpu.key),
                 warp.value_ns / MICROSECOND,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sets of processors.
 
+use core::fmt;
 use core::ops::Range;
 
 /// Processors that a set can name.
@@ -76,5 +77,44 @@ impl CpuMask {
     /// The members among `cpus`, in order.
     pub(crate) fn among(self, cpus: Range<u32>) -> impl Iterator<Item = u32> + Clone {
         cpus.filter(move |&cpu| self.contains(cpu))
+    }
+}
+
+/// As `xl vcpu-list` shows them: `all`, or numbers and ranges.
+impl fmt::Display for CpuMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::ALL {
+            return f.write_str("all");
+        }
+        let mut comma = "";
+        let mut next = 0;
+        while let Some(first) = (next..MAX_CPUS).find(|&cpu| self.contains(cpu)) {
+            let end = (first..MAX_CPUS)
+                .find(|&cpu| !self.contains(cpu))
+                .unwrap_or(MAX_CPUS);
+            write!(f, "{comma}{first}")?;
+            if end - first > 1 {
+                write!(f, "-{}", end - 1)?;
+            }
+            (comma, next) = (",", end);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate alloc;
+
+    use super::*;
+    use alloc::string::ToString as _;
+
+    #[test]
+    fn masks_are_shown_as_ranges() {
+        assert_eq!(CpuMask::ALL.to_string(), "all");
+        assert_eq!(CpuMask::NONE.to_string(), "");
+        assert_eq!(CpuMask::one(7).to_string(), "7");
+        let mask = CpuMask::from_words(&[0b1101_0011, 0, 0, 7 << 61]);
+        assert_eq!(mask.to_string(), "0-1,4,6-7,253-255");
     }
 }
