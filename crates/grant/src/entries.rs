@@ -177,19 +177,25 @@ impl Entries {
         self.active(gref).marks()
     }
     /// Where the state of entry `gref` is kept, with memory for it if there is none yet.
+    #[inline]
     fn active_mut(&mut self, gref: u32) -> Option<&mut Active> {
         let index = (gref / CHUNK) as usize;
+        if self.active.get(index).is_none_or(Vec::is_empty) {
+            self.add_chunk(index)?;
+        }
+        self.active.get_mut(index)?.get_mut((gref % CHUNK) as usize)
+    }
+    #[cold]
+    fn add_chunk(&mut self, index: usize) -> Option<()> {
         if index >= self.active.len() {
             let more = index + 1 - self.active.len();
             self.active.try_reserve(more).ok()?;
             self.active.resize_with(index + 1, Vec::new);
         }
         let chunk = self.active.get_mut(index)?;
-        if chunk.is_empty() {
-            chunk.try_reserve_exact(CHUNK as usize).ok()?;
-            chunk.resize(CHUNK as usize, Active::default());
-        }
-        chunk.get_mut((gref % CHUNK) as usize)
+        chunk.try_reserve_exact(CHUNK as usize).ok()?;
+        chunk.resize(CHUNK as usize, Active::default());
+        Some(())
     }
     pub fn pinned_reserved(&self) -> u32 {
         (0..RESERVED_ENTRIES)
@@ -197,6 +203,7 @@ impl Entries {
             .sum()
     }
 
+    #[inline]
     fn claim<M: Machine>(&self, machine: M, gref: u32, want: Want) -> Result<Granted, i16> {
         let (first, second) = self.words(machine, gref).ok_or(gntst::BAD_GNTREF)?;
         match second {
@@ -232,25 +239,24 @@ impl Entries {
         }
         let was = *self.active_mut(gref).ok_or(gntst::GENERAL_ERROR)?;
         let mut now = was.with(uses).ok_or(gntst::GENERAL_ERROR)?;
-        if was.is_pinned() {
-            let whole = was.start == 0 && u64::from(was.len) == philoxen_abi::PAGE_SIZE;
-            if was.user != want.user.0 || want.whole && !whole {
-                return Err(gntst::GENERAL_ERROR);
-            }
-            if want.write && !was.is_written() {
-                self.claim(machine, gref, want)?;
-            }
-        } else {
+        let first = !was.is_pinned();
+        let whole = was.start == 0 && u64::from(was.len) == philoxen_abi::PAGE_SIZE;
+        if !first && (was.user != want.user.0 || want.whole && !whole) {
+            return Err(gntst::GENERAL_ERROR);
+        }
+        if first || want.write && !was.is_written() {
             let granted = self.claim(machine, gref, want)?;
-            let frames = machine.frames().len();
-            if granted.frame >= frames.min(u64::from(u32::MAX)) {
-                self.unmark(machine, gref, gtf::READING | gtf::WRITING);
-                return Err(gntst::BAD_PAGE);
+            if first {
+                let frames = machine.frames().len();
+                if granted.frame >= frames.min(u64::from(u32::MAX)) {
+                    self.unmark(machine, gref, gtf::READING | gtf::WRITING);
+                    return Err(gntst::BAD_PAGE);
+                }
+                now.mfn = granted.frame as u32;
+                now.user = want.user.0;
+                (now.start, now.len) = (granted.start, granted.len);
+                self.pinned += 1;
             }
-            now.mfn = granted.frame as u32;
-            now.user = want.user.0;
-            (now.start, now.len) = (granted.start, granted.len);
-            self.pinned += 1;
         }
         if let Some(active) = self.active_mut(gref) {
             *active = now;
@@ -263,6 +269,7 @@ impl Entries {
     }
 
     /// True if that was the last use of a table whose domain is gone.
+    #[inline(always)]
     pub fn unpin<M: Machine>(&mut self, machine: M, gref: u32, uses: Use) -> bool {
         let Some(active) = self.active_mut(gref) else {
             return false;

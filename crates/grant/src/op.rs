@@ -54,10 +54,15 @@ pub fn grant_table_op<M: Host, D: Domains, G: GuestMemory>(
                 unmap::unmap_and_replace(&request, lot, op)
             })
         }
-        op::COPY => batch.run(budget, 2 * COST, |op: &mut CopyRequest| {
-            copy::copy(&mut request, op);
-            Ok(())
-        }),
+        op::COPY => {
+            let mut held = copy::Held::default();
+            let flow = batch.run(budget, 2 * COST, |op: &mut CopyRequest| {
+                copy::copy(&mut request, &mut held, op);
+                Ok(())
+            });
+            held.release(cx.machine);
+            flow
+        }
         op::TRANSFER => batch.one_by_one(|op: &mut Transfer| {
             transfer::transfer(&mut request, op);
             Ok(())
@@ -119,7 +124,8 @@ impl<G: GuestMemory> Batch<'_, G> {
         work: impl FnOnce(&mut T) -> Result<()>,
     ) -> Result<()> {
         let at = self.at::<T>(index);
-        let mut element: T = self.memory.read(at)?;
+        let mut element = T::new_zeroed();
+        self.memory.read_bytes(at, element.as_mut_bytes())?;
         work(&mut element)?;
         self.memory.write(at, &element)
     }

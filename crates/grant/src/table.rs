@@ -252,7 +252,6 @@ impl GrantTable {
         }
     }
     /// Drops pins, and tells the granter if that ends its entry's use. TLBs no longer translate to the frame.
-    #[inline]
     pub fn unpin<M: Host>(&self, machine: M, gref: u32, uses: Use) {
         let last = self.entries.lock().unpin(machine, gref, uses);
         if last {

@@ -210,6 +210,48 @@ fn copies_go_every_way() {
 }
 
 #[test]
+fn a_batch_of_copies_goes_by_what_each_element_names() {
+    for budget in [u32::MAX, 1] {
+        let fake = Fake::new();
+        let (mine, ones, twos) = (Fake::data(0, 0), Fake::data(1, 0), Fake::data(2, 0));
+        // An entry with the number of a frame, and one that two domains have.
+        let number = u32::try_from(mine).unwrap();
+        fake.permit(1, number, 0, ones);
+        fake.permit(2, number, 0, twos);
+        for word in 0..8 {
+            fake.poke(mine, word, word as u64 + 1);
+        }
+        let to = |domain, at| granted(domain, number, at);
+        let give = |from, to| copy_request(from, to, 8, copy::DEST_GREF);
+        let take = |from, to| copy_request(from, to, 8, copy::SOURCE_GREF);
+        let mut batch = [
+            give(own(mine, 0), to(1, 0)),
+            give(own(mine, 8), to(1, 8)),
+            give(own(mine, 16), to(2, 0)),
+            give(own(mine, 24), granted(2, 9999, 0)),
+            give(own(mine, 32), to(2, 8)),
+            give(own(ones, 0), to(2, 16)),
+            take(to(1, 0), own(mine, 56)),
+            take(to(2, 0), own(mine, 64)),
+            copy_request(own(mine, 40), own(mine, 72), 8, 0),
+            give(own(mine, 48), to(1, 16)),
+        ];
+        fake.op_on((0, 0), budget, op::COPY, &mut batch);
+        let mut expected = [gntst::OKAY; 10];
+        (expected[3], expected[5]) = (gntst::BAD_GNTREF, gntst::BAD_PAGE);
+        assert_eq!(batch.map(|element| element.status), expected);
+        let words = |mfn, at: [usize; 3]| at.map(|word| fake.peek(mfn, word));
+        assert_eq!(words(ones, [0, 1, 2]), [1, 2, 7]);
+        assert_eq!(words(twos, [0, 1, 2]), [3, 5, 0]);
+        assert_eq!(words(mine, [7, 8, 9]), [1, 3, 6]);
+        for table in &fake.tables {
+            assert_eq!(table.entries_in_use(), 0);
+        }
+        fake.check([].into_iter());
+    }
+}
+
+#[test]
 fn copy_refuses() {
     let fake = Fake::new();
     fake.grant(
