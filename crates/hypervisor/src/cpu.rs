@@ -283,7 +283,8 @@ impl Cpu {
     }
 }
 
-/// Loads everything of a vCPU but its general registers into this processor. True if all its selectors could be loaded.
+/// Loads everything of a vCPU but its general registers into this processor, where its kernel's root is loaded already. True
+/// if all its selectors could be loaded.
 pub fn load_vcpu(running: &mut Running) -> bool {
     let vcpu = &running.vcpu;
     let state = &mut running.state;
@@ -295,7 +296,9 @@ pub fn load_vcpu(running: &mut Running) -> bool {
         }
     }
     let in_kernel = state.pv.in_kernel;
-    crate::host::load_root(vcpu, in_kernel);
+    if !in_kernel {
+        crate::host::load_root(vcpu, false);
+    }
     state.fpu.load(state.xcr0);
     state.xsave_hidden = !running.domain.policy.read().cpuid.has_xsave();
     if state.xsave_hidden {

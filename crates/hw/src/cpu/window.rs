@@ -8,7 +8,7 @@
 use super::percpu::{self, CpuId, MAX_CPUS};
 use super::tables;
 use crate::memory;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use philoxen_abi::{Mfn, PAGE_SIZE};
 use spin::Once;
 
@@ -19,6 +19,9 @@ pub const LDT_PAGES: usize = 16;
 
 /// Pages of each processor's GDT window that show guest frames now.
 static SHOWN: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
+
+/// Pages of each processor's LDT window that show guest frames now, by bit.
+static LDT_SHOWN: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 
 /// Makes the first pages of this processor's GDT show `frames` (segment-descriptor typed); the rest shows empty
 /// descriptors, so that a selector behind the table raises #GP as on a shorter one.
@@ -57,16 +60,23 @@ pub(super) fn init(cpu: CpuId) {
 /// Makes this processor's LDT `entries` descriptors long, with no page mapped yet; 0 means none.
 pub fn set_ldt(entries: u64) {
     let cpu = percpu::cpu_id();
-    for page in 0..LDT_PAGES as u64 {
+    let mut shown = LDT_SHOWN
+        .get(cpu)
+        .map_or(0, |shown| shown.swap(0, Ordering::Relaxed));
+    while shown != 0 {
+        let page = u64::from(shown.trailing_zeros());
         memory::unmap_hypervisor_page(percpu::ldt_window(cpu) + page * PAGE_SIZE);
+        shown &= shown - 1;
     }
     tables::set_ldt(cpu, entries.min(8192));
 }
 
 /// Shows `frame` (segment-descriptor typed) as page `page` of this processor's LDT.
 pub fn map_ldt_page(page: usize, frame: Mfn) {
-    if page < LDT_PAGES {
-        let va = percpu::ldt_window(percpu::cpu_id()) + page as u64 * PAGE_SIZE;
+    let cpu = percpu::cpu_id();
+    if let Some(shown) = LDT_SHOWN.get(cpu).filter(|_| page < LDT_PAGES) {
+        shown.fetch_or(1 << page, Ordering::Relaxed);
+        let va = percpu::ldt_window(cpu) + page as u64 * PAGE_SIZE;
         memory::map_hypervisor_page(va, frame.addr(), memory::RW);
     }
 }
