@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! States and protocols: blocking, pauses, removal, affinity, and what threads do to each other.
 
+use crate::group::SENDER_SLICE_NS;
 use crate::{CpuMask, DEFAULT_ALLOWANCE_NS, Decision, Kick, Scheduler, VcpuKey};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use philoxen_abi::Errno;
@@ -117,8 +118,9 @@ fn who_wakes_up_for_a_message_lets_the_sender_go_on_for_a_while() {
     let (s, keys) = sender_and_sleeper();
     let _ = s.wake(keys[1], Some(keys[0]), MS / 10);
     let (d, _) = switch(&s, 0, MS / 10);
-    assert_eq!((d.next, d.slice_ns), (Some(keys[0]), MS - MS / 10));
-    assert_eq!(switch(&s, 0, MS).0.next, Some(keys[1]), "and no longer");
+    let slice = SENDER_SLICE_NS;
+    assert_eq!((d.next, d.slice_ns), (Some(keys[0]), slice - MS / 10));
+    assert_eq!(switch(&s, 0, slice).0.next, Some(keys[1]), "and no longer");
 
     let (s, keys) = sender_and_sleeper();
     let _ = s.wake(keys[1], Some(keys[0]), MS / 10);
