@@ -8,7 +8,8 @@
 # it behaves. What they do beside two that only compute is therefore what they are entitled to, and what they do less beside
 # a disk hog, beside a fork bomb with a memory hog, and beside both (the paper's case) is lost.
 # Those that do not take part in a measurement are paused. The database's clients are in its guest. The web server's are in
-# Domain 0, whose weight is everybody's: there they and the network's back end share a part with what the disks' back ends do.
+# Domain 0, beside the back ends that work for all: it has twice a guest's weight, or the clients, who would be elsewhere,
+# would lose what the disk hog's back end takes.
 
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/bench.sh"
@@ -52,6 +53,7 @@ beside() {
 }
 
 mount -o ro /dev/vdf /mnt
+xl sched-credit2 -d Domain-0 -w 512
 for index in 1 2; do
     config "compute$index"
     create "compute$index" >/dev/null 2>&1
