@@ -268,6 +268,8 @@ pub mod cpupool {
     pub const MOVEDOMAIN: u32 = 6;
     /// Processors in no pool.
     pub const FREEINFO: u32 = 7;
+    /// As number of a pool or processor: any.
+    pub const ANY: u32 = u32::MAX;
 }
 
 /// `struct xen_sysctl_cpupool_op`.

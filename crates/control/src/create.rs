@@ -17,6 +17,8 @@ pub struct Wanted {
     pub handle: [u8; 16],
     /// It is the xenstore's domain.
     pub xenstore: bool,
+    /// Its processor pool, if there is such a one.
+    pub pool: u32,
     /// Most vCPUs.
     pub max_vcpus: u32,
     /// Highest event-channel port.
@@ -41,7 +43,7 @@ pub struct Refused {
 /// Checks a creation record.
 ///
 /// # Errors
-/// `EINVAL` for what a PV domain cannot be or have, `EOPNOTSUPP` without an IOMMU, `ESRCH` for an unknown processor pool.
+/// `EINVAL` for what a PV domain cannot be or have, `EOPNOTSUPP` without an IOMMU.
 pub fn check(request: &CreateDomain) -> core::result::Result<Wanted, Refused> {
     let version = request.grant_opts & 0xf;
     let flags = cdf::XS_DOMAIN | cdf::OOS_OFF;
@@ -81,11 +83,6 @@ pub fn check(request: &CreateDomain) -> core::result::Result<Wanted, Refused> {
             Errno::EINVAL,
             "PV domains have no emulated devices",
         ),
-        (
-            request.cpupool_id != 0,
-            Errno::ESRCH,
-            "processor pool 0 is the only one",
-        ),
     ];
     if let Some((_, errno, why)) = rules.into_iter().find(|(broken, ..)| *broken) {
         return Err(Refused { errno, why });
@@ -93,6 +90,7 @@ pub fn check(request: &CreateDomain) -> core::result::Result<Wanted, Refused> {
     Ok(Wanted {
         handle: request.handle,
         xenstore: request.flags & cdf::XS_DOMAIN != 0,
+        pool: request.cpupool_id,
         max_vcpus: request.max_vcpus,
         max_port: request.max_evtchn_port,
         grant_frames: u32::try_from(request.max_grant_frames).ok(),
@@ -235,13 +233,6 @@ mod tests {
                     ..PLAIN
                 },
                 Errno::EINVAL,
-            ),
-            (
-                CreateDomain {
-                    cpupool_id: 1,
-                    ..PLAIN
-                },
-                Errno::ESRCH,
             ),
         ];
         for (request, errno) in cases {

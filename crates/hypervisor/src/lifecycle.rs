@@ -8,7 +8,7 @@ use crate::domain::{self, Config, Domain};
 use crate::host::Hv;
 use crate::irq::{DomainPirqs, IRQS};
 use crate::vcpu::{Vcpu, VcpuState};
-use crate::{schedule, smp, time};
+use crate::{pools, schedule, smp, time};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
@@ -52,6 +52,8 @@ pub struct Tool {
     pub xenstore: bool,
     /// vCPUs it was made for.
     pub max_vcpus: u32,
+    /// Its processor pool; changes while the pools are locked.
+    pub pool: AtomicU32,
     /// Weight and cap.
     pub share: Mutex<Share>,
     /// Seconds that its wall clock is ahead.
@@ -74,6 +76,7 @@ impl Tool {
             handle: Mutex::new(handle),
             xenstore,
             max_vcpus,
+            pool: AtomicU32::new(0),
             share: Mutex::new(Share::DEFAULT),
             time_offset: AtomicI64::new(0),
             tsc: Mutex::new(TscInfo::default()),
@@ -90,7 +93,7 @@ static NUMBERS: Numbers = Numbers::new();
 /// Makes a domain with number `id` (0 or reserved: the next free one): paused, without vCPUs and memory.
 ///
 /// # Errors
-/// `EEXIST` if the number is taken, `ENOMEM`, `EINVAL`.
+/// `EEXIST` if the number is taken, `ESRCH` if the pool cannot take it, `ENOMEM`, `EINVAL`.
 pub fn create(id: DomId, wanted: &Wanted) -> Result<Arc<Domain>> {
     let id = NUMBERS.choose(id, |id| domain::find(id).is_some())?;
     let domain = Domain::new(Config {
@@ -105,11 +108,14 @@ pub fn create(id: DomId, wanted: &Wanted) -> Result<Arc<Domain>> {
             wanted.grant_version,
         ),
         pirqs: DomainPirqs::none(id),
-        tool: Tool::new(wanted.max_vcpus, wanted.handle, wanted.xenstore),
+        tool: Tool {
+            pool: AtomicU32::new(wanted.pool),
+            ..Tool::new(wanted.max_vcpus, wanted.handle, wanted.xenstore)
+        },
         pauses: 1,
     })?;
     time::write_wall_clock(&domain);
-    if domain::add(domain.clone()) {
+    if pools::add_domain(&domain)? {
         Ok(domain)
     } else {
         Err(Errno::EEXIST)
@@ -150,6 +156,7 @@ pub fn make_vcpus(domain: &Arc<Domain>) -> Result<()> {
     }
     domain.set_vcpus(vcpus);
     schedule::register(domain);
+    pools::settle(domain);
     for vcpu in domain.vcpus() {
         if let Some(events) = domain.events.vcpu(vcpu.id) {
             events.set_upcall_mask(&Hv, true);

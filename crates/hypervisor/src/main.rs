@@ -24,6 +24,7 @@ mod lifecycle;
 mod ops;
 mod paging;
 mod policy;
+mod pools;
 mod ports;
 mod power;
 mod refusal;

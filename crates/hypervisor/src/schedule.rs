@@ -312,19 +312,31 @@ pub fn home(vcpu: &Vcpu) -> u32 {
     scheduler().home(vcpu.key)
 }
 
-/// The processors that the vCPU may run on.
+/// The processors that the vCPU is restricted to.
 pub fn affinity(vcpu: &Vcpu) -> CpuMask {
     scheduler().affinity(vcpu.key)
 }
 
-/// Restricts a vCPU to some processors.
+/// Restricts a vCPU to some processors of its domain's pool.
 ///
 /// # Errors
-/// `EINVAL` if none of them exists.
+/// `EINVAL` if none of them is in it.
 pub fn set_affinity(vcpu: &Vcpu, mask: &CpuMask) -> Result<()> {
     scheduler()
         .set_affinity(vcpu.key, mask, time::now())
         .map(follow)
+}
+
+/// Confines a domain's vCPUs to some processors.
+pub fn confine(domain: &Domain, pool: &CpuMask) {
+    for vcpu in domain.vcpus() {
+        // The key of one that is gone may be another's already.
+        if vcpu_of(vcpu.key).is_some_and(|(held, _)| core::ptr::eq(&raw const *held, domain))
+            && let Ok(kick) = scheduler().confine(vcpu.key, pool, time::now())
+        {
+            follow(kick);
+        }
+    }
 }
 
 /// The processors that the vCPU had better run on.

@@ -15,6 +15,7 @@ mod field;
 mod group;
 mod heap;
 mod mask;
+mod pools;
 mod queueing;
 mod scheduler;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod view;
 mod virtual_time;
 
 pub use mask::{CpuMask, MAX_CPUS};
+pub use pools::{MAX_POOLS, Pools};
 pub use scheduler::{Decision, Kick, Scheduler};
 pub use timer::{TimerKey, TimerKind, TimerQueue};
 pub use vcpu::{MAX_WEIGHT, Runstate, VcpuKey};

@@ -45,10 +45,22 @@ impl CpuMask {
     /// The set of one processor.
     pub fn one(cpu: u32) -> Self {
         let mut mask = Self::NONE;
-        if let Some(word) = mask.0.get_mut((cpu / 64) as usize) {
-            *word = 1 << (cpu % 64);
-        }
+        mask.insert(cpu);
         mask
+    }
+
+    /// Adds a processor.
+    pub(crate) fn insert(&mut self, cpu: u32) {
+        if let Some(word) = self.0.get_mut((cpu / 64) as usize) {
+            *word |= 1 << (cpu % 64);
+        }
+    }
+
+    /// Takes a processor out.
+    pub(crate) fn remove(&mut self, cpu: u32) {
+        if let Some(word) = self.0.get_mut((cpu / 64) as usize) {
+            *word &= !(1 << (cpu % 64));
+        }
     }
 
     /// True if processor `cpu` is in the set.

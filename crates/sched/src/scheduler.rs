@@ -461,10 +461,10 @@ impl Scheduler {
         self.settle(key, vcpu, group, now)
     }
 
-    /// The processors the vCPU may run on.
+    /// The processors the vCPU is restricted to, as [`Scheduler::set_affinity`] was told.
     pub fn affinity(&self, key: VcpuKey) -> CpuMask {
         self.lock(key)
-            .map_or(CpuMask::NONE, |(vcpu, _)| vcpu.hard())
+            .map_or(CpuMask::NONE, |(vcpu, _)| vcpu.asked())
     }
 
     /// The processors the vCPU had better run on.
@@ -473,18 +473,44 @@ impl Scheduler {
             .map_or(CpuMask::NONE, |(vcpu, _)| vcpu.soft())
     }
 
-    /// Restricts a vCPU to some processors, and moves it if it is elsewhere.
+    /// Restricts a vCPU to some processors of its pool, and moves it if it is elsewhere.
     ///
     /// # Errors
-    /// `EINVAL` if none of them exists, `ENOENT` if the vCPU does not.
+    /// `EINVAL` if none of them is in its pool, `ENOENT` if the vCPU does not exist.
     pub fn set_affinity(&self, key: VcpuKey, mask: &CpuMask, now: u64) -> Result<Kick> {
-        self.allowed(mask, 0).ok_or(Errno::EINVAL)?;
-        let (vcpu, mut group) = self.lock(key).ok_or(Errno::ENOENT)?;
+        let (vcpu, group) = self.lock(key).ok_or(Errno::ENOENT)?;
+        let pool = vcpu.pool();
+        self.restrict(key, vcpu, group, (mask, &pool), now)
+    }
+
+    /// Confines a vCPU to its pool's processors, and moves it if it is elsewhere. If it was restricted to others, it is
+    /// no longer.
+    ///
+    /// # Errors
+    /// `EINVAL` if no processor is in the pool, `ENOENT` if the vCPU does not exist.
+    pub fn confine(&self, key: VcpuKey, pool: &CpuMask, now: u64) -> Result<Kick> {
+        let (vcpu, group) = self.lock(key).ok_or(Errno::ENOENT)?;
+        let asked = vcpu.asked();
+        let keeps = self.allowed(&asked.and(pool), 0).is_some();
+        let asked = if keeps { asked } else { CpuMask::ALL };
+        self.restrict(key, vcpu, group, (&asked, pool), now)
+    }
+
+    fn restrict<'a>(
+        &'a self,
+        key: VcpuKey,
+        vcpu: &'a Vcpu,
+        mut group: MutexGuard<'a, Group>,
+        (asked, pool): (&CpuMask, &CpuMask),
+        now: u64,
+    ) -> Result<Kick> {
+        let hard = asked.and(pool);
+        self.allowed(&hard, 0).ok_or(Errno::EINVAL)?;
         group.charge(self, vcpu.home(), now);
         let from = group.time_of(&vcpu.hard());
-        vcpu.set_hard(mask);
-        if group.cpus().any(|cpu| mask.contains(cpu)) {
-            vcpu.time.transfer(from, group.time_of(mask));
+        vcpu.restrict(asked, pool);
+        if group.cpus().any(|cpu| hard.contains(cpu)) {
+            vcpu.time.transfer(from, group.time_of(&hard));
         }
         Ok(self.place_anew(key, vcpu, group, now))
     }

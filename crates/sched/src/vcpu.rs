@@ -88,6 +88,8 @@ pub(crate) struct Vcpu {
     /// True if that budget has a bound.
     pub(crate) bounded: Flag,
     pub(crate) budget: Mutex<Budget>,
+    asked: [Long; 4],
+    pool: [Long; 4],
     hard: [Long; 4],
     soft: [Long; 4],
     pub(crate) links: Links,
@@ -122,6 +124,8 @@ impl Vcpu {
             leader: Word::new(NONE),
             bounded: Flag::new(false),
             budget: Mutex::new(Budget::UNBOUNDED),
+            asked: from_fn(|_| Long::new(u64::MAX)),
+            pool: from_fn(|_| Long::new(u64::MAX)),
             hard: from_fn(|_| Long::new(u64::MAX)),
             soft: from_fn(|_| Long::new(u64::MAX)),
             links: Links::new(),
@@ -140,7 +144,7 @@ impl Vcpu {
         self.leader.set(key.0);
         self.bounded.set(false);
         *self.budget.lock() = Budget::UNBOUNDED;
-        self.set_hard(hard);
+        self.restrict(hard, &CpuMask::ALL);
         self.set_soft(&CpuMask::ALL);
         self.runstate.set(3);
         self.entered.set(now);
@@ -232,13 +236,25 @@ impl Vcpu {
         }
     }
 
-    /// The processors it may run on.
+    /// The processors it may run on: those it is restricted to that are in its pool.
     pub(crate) fn hard(&self) -> CpuMask {
         mask(&self.hard)
     }
 
-    pub(crate) fn set_hard(&self, wanted: &CpuMask) {
-        set_mask(&self.hard, wanted);
+    /// The processors it is restricted to, in its pool or not.
+    pub(crate) fn asked(&self) -> CpuMask {
+        mask(&self.asked)
+    }
+
+    /// The processors of its pool.
+    pub(crate) fn pool(&self) -> CpuMask {
+        mask(&self.pool)
+    }
+
+    pub(crate) fn restrict(&self, asked: &CpuMask, pool: &CpuMask) {
+        set_mask(&self.asked, asked);
+        set_mask(&self.pool, pool);
+        set_mask(&self.hard, &asked.and(pool));
     }
 
     /// The processors it had better run on.

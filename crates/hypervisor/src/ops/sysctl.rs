@@ -3,14 +3,14 @@
 
 use crate::cpu::{self, CONSOLE, Running};
 use crate::ops::domctl::info::domain_info;
-use crate::{domain, input, policy, refusal, schedule, smp};
+use crate::{domain, input, policy, pools, refusal, schedule, smp};
 use philoxen_abi::domctl::{DomainInfo, MsrEntry, SCHEDULER_CREDIT2};
 use philoxen_abi::sysctl::{self as abi, RECORD, cpupool, op, physcap};
 use philoxen_abi::{DomId, Errno, Flow, GuestMemory, GuestVa, PAGE_SIZE, Result};
 use philoxen_control::{bitmap, policy as leaves};
 use philoxen_domain::options::is_rate_limit;
+use philoxen_hw::cpu::cpu_id;
 use philoxen_hw::cpu::guest::LoadedGuest;
-use philoxen_hw::cpu::{MAX_CPUS, cpu_id};
 use philoxen_hw::{dev, log, memory};
 use philoxen_pv::cpuid::CpuidPolicy;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -221,48 +221,52 @@ fn nodes(record: &Record) -> Result<i64> {
     record.write(&request)
 }
 
-/// There is one pool, number 0, with every processor and every domain.
+/// `cpupool_op`.
 fn pool(running: &Running, record: &Record) -> Result<i64> {
     let mut request: abi::CpuPoolOp = record.read()?;
+    let id = request.cpupool_id;
+    let cpu = Some(request.cpu).filter(|cpu| *cpu != cpupool::ANY);
     match request.op {
-        cpupool::INFO if request.cpupool_id == 0 => {
+        cpupool::CREATE if request.sched_id != SCHEDULER_CREDIT2 => return Err(Errno::EINVAL),
+        cpupool::CREATE => {
+            request.cpupool_id = pools::lock().create(Some(id).filter(|id| *id != cpupool::ANY))?;
+        }
+        cpupool::DESTROY => {
+            let mut pools = pools::lock();
+            let domains = pools::domains(&pools, id);
+            pools.destroy(id, domains)?;
+        }
+        cpupool::INFO => {
+            let pools = pools::lock();
+            let (id, processors) = pools.at_or_after(id).ok_or(Errno::ENOENT)?;
+            request.cpupool_id = id;
             request.sched_id = SCHEDULER_CREDIT2;
-            request.n_dom = domain::all().len() as u32;
-            bitmap::write(&LoadedGuest, &request.cpumap, &all_processors())?;
+            request.n_dom = pools::domains(&pools, id) as u32;
+            drop(pools);
+            bitmap::write(&LoadedGuest, &request.cpumap, processors.words())?;
         }
-        cpupool::FREEINFO => bitmap::write(&LoadedGuest, &request.cpumap, &[0; bitmap::WORDS])?,
-        cpupool::MOVEDOMAIN if request.cpupool_id == 0 => {
-            let id = match DomId(request.domid as u16) {
-                DomId::SELF => running.domain.id,
-                id => id,
+        cpupool::ADDCPU => pools::add_processor(id, cpu)?,
+        cpupool::RMCPU => pools::remove_processor(id, cpu)?,
+        cpupool::MOVEDOMAIN => {
+            let domain = match DomId(request.domid as u16) {
+                DomId::SELF => running.domain.clone(),
+                id => domain::find(id).ok_or(Errno::ESRCH)?,
             };
-            domain::find(id).ok_or(Errno::ESRCH)?;
+            pools::move_domain(&domain, id)?;
         }
-        cpupool::CREATE => return Err(Errno::EOPNOTSUPP),
-        cpupool::DESTROY | cpupool::ADDCPU | cpupool::RMCPU if request.cpupool_id == 0 => {
-            return Err(Errno::EBUSY);
+        cpupool::FREEINFO => {
+            let free = pools::lock().free();
+            bitmap::write(&LoadedGuest, &request.cpumap, free.words())?;
         }
-        cpupool::DESTROY..=cpupool::FREEINFO => return Err(Errno::ENOENT),
         _ => return Err(Errno::ENOSYS),
     }
     record.write(&request)
 }
 
-/// The set of all processors.
-pub fn all_processors() -> [u64; bitmap::WORDS] {
-    let mut words = [0; bitmap::WORDS];
-    for cpu in 0..smp::cpus().min(MAX_CPUS) {
-        if let Some(word) = words.get_mut(cpu / 64) {
-            *word |= 1 << (cpu % 64);
-        }
-    }
-    words
-}
-
-/// `scheduler_op`: the rate limit of credit2 is our context-switch allowance.
+/// `scheduler_op`: the rate limit of credit2 is our context-switch allowance, one for all pools.
 fn scheduler(record: &Record) -> Result<i64> {
     let mut request: abi::SchedulerOp = record.read()?;
-    if request.cpupool_id != 0 {
+    if pools::lock().processors(request.cpupool_id).is_none() {
         return Err(Errno::ESRCH);
     }
     if request.sched_id != SCHEDULER_CREDIT2 {

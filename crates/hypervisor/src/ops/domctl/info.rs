@@ -63,7 +63,7 @@ pub fn domain_info(domain: &Domain) -> DomainInfo {
             .unwrap_or(NO_VCPU),
         ssidref: 0,
         handle: *domain.tool.handle.lock(),
-        cpupool: 0,
+        cpupool: domain.tool.pool.load(Ordering::Relaxed),
         gpaddr_bits: memory::address_bits() as u8,
         pad2: [0; 7],
         arch: ArchConfig::default(),

@@ -3,9 +3,8 @@
 
 use super::{Outcome, Request};
 use crate::lifecycle::while_stopped;
-use crate::ops::sysctl::all_processors;
 use crate::vcpu::{Vcpu, VcpuState};
-use crate::{context, schedule, time};
+use crate::{context, pools, schedule, time};
 use philoxen_abi::domctl::{
     self as abi, AFFINITY_FORCE, AFFINITY_HARD, AFFINITY_SOFT, ExtVcpuContext, MsrEntry,
 };
@@ -251,7 +250,7 @@ pub fn set_affinity(request: &Request<'_>) -> Result<i64> {
     if record.flags & (AFFINITY_HARD | AFFINITY_SOFT) == 0 || record.flags & !known != 0 {
         return Err(Errno::EINVAL);
     }
-    let online = all_processors();
+    let online = *pools::processors(&request.target).words();
     let join = |a: [u64; bitmap::WORDS], b: [u64; bitmap::WORDS]| {
         let mut both = a;
         both.iter_mut().zip(b).for_each(|(a, b)| *a &= b);
