@@ -154,6 +154,25 @@ const SCHED_ROWS: &[Row] = &[
     ("wake-net-31-median", "beside 31", Good::Less),
     ("wake-net-31-p99", "99th percentile", Good::Less),
     (
+        "wake-unwarped-median",
+        "timer of one that computes half the time, beside 7",
+        Good::Less,
+    ),
+    ("wake-unwarped-p99", "99th percentile", Good::Less),
+    ("wake-warped-median", "the same, warped", Good::Less),
+    ("wake-warped-p99", "99th percentile", Good::Less),
+    (
+        "wake-warped-ratio",
+        "warped to unwarped, median",
+        Good::AtMost(0.1),
+    ),
+    (
+        "event-ping-median",
+        "event to another guest and back, us",
+        Good::Less,
+    ),
+    ("event-ping-p99", "99th percentile", Good::Less),
+    (
         "scaling",
         "work of as many guests as processors to one's",
         Good::AtLeast(1.9),

@@ -103,7 +103,7 @@ const AVAILABLE: &[&str] = &[
 const BOOT: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "crc32c_generic"];
 /// A guest's modules: loaded at start, and available.
 const GUEST_LOADED: &[&str] = &["xen-blkfront", "xen-netfront"];
-const GUEST_AVAILABLE: &[&str] = &["ext4", "crc32c_generic", "loop"];
+const GUEST_AVAILABLE: &[&str] = &["ext4", "crc32c_generic", "loop", "xen-evtchn"];
 /// Kernels that guests are started with, named `/boot/vmlinuz-<flavour>` and `/boot/guest-<flavour>.img`.
 const FLAVOURS: &[&str] = &["amd64", "cloud-amd64"];
 /// Empty disks of the ready guests.
@@ -120,7 +120,7 @@ const IMAGE_BYTES: u64 = 3 << 30;
 /// The script that the others include.
 const LIBRARY: &str = "lib";
 /// Changes when the way of making the image does.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
 /// A Domain 0 ready to boot.
 #[derive(Clone, Debug)]

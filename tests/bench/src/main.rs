@@ -7,9 +7,9 @@
 
 mod measure;
 mod rows;
-mod sys;
 
 use measure::Plan;
+use pxbench::sys;
 use rows::{Context, FILE_BYTES, ROWS};
 use std::ffi::{CStr, CString};
 use std::io::{Result, Write};

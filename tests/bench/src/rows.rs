@@ -5,7 +5,7 @@
 //! tools for performance analysis", USENIX 1996); the code is our own.
 
 use crate::measure::Plan;
-use crate::sys::{self, Fd, Fork, Mapping, PAGE};
+use pxbench::sys::{self, Fd, Fork, Mapping, PAGE};
 use std::ffi::CStr;
 use std::hint::black_box;
 use std::io::{Error, Result};

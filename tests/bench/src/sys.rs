@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The system calls that are measured, as safe functions: the only `unsafe` of this program.
+//! The system calls that are measured or needed, as safe functions: the only `unsafe` of these programs.
 //!
 //! Each wrapper does one call and turns a failure into `io::Error`. Nothing here allocates, so that what is timed is
 //! the call.
@@ -7,6 +7,7 @@
 
 use std::ffi::CStr;
 use std::io::{Error, Result};
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
@@ -273,4 +274,17 @@ pub fn pin_to_first_processor() -> Result<()> {
     let mask: [u64; 16] = std::array::from_fn(|word| u64::from(word == 0));
     // SAFETY: the mask's size is given, and any bytes are a valid mask.
     check(unsafe { libc::sched_setaffinity(0, size_of_val(&mask), mask.as_ptr().cast()) }).map(drop)
+}
+
+/// Makes request `number` of the device class with letter `class`, whose argument is `WORDS` 32-bit words that the device reads.
+/// Returns what the device does.
+pub fn ioctl<const WORDS: usize>(
+    device: &impl AsRawFd,
+    class: u8,
+    number: u8,
+    mut argument: [u32; WORDS],
+) -> Result<i32> {
+    let request = (WORDS as u64 * 4) << 16 | u64::from(class) << 8 | u64::from(number);
+    // SAFETY: the request says how long its argument is, and a device that knows it touches no more; the array is as long.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), request, argument.as_mut_ptr()) })
 }

@@ -10,9 +10,6 @@
 processors=$(xl info | awk '$1 == "nr_cpus" { print $3 }')
 hogs=31
 seconds=10
-if once; then
-    hogs=7
-fi
 
 # times <name>...: the processor time each guest had, in nanoseconds.
 times() {
@@ -99,9 +96,50 @@ spread() {
 latency() {
     # shellcheck disable=SC2046 # two words
     {
-        spread "wake-timer-$1" $(ask probe "/tmp/pxwake timer 10000 $samples" 300)
+        spread "wake-timer-$1" $(ask probe "/tmp/pxwake timer 10000 0 $samples" 300)
         spread "wake-net-$1" $(/run/philoxen/pxwake ping 192.168.90.20:9001 "$samples")
     }
+}
+
+# The timer of a guest that computes as long as it sleeps: beside seven others that is more than its share, and so it waits
+# for its turn, unless it may borrow.
+warps() {
+    local unwarped warped id
+    networked borrower 19 "memory = 96"
+    create borrower >/dev/null 2>&1
+    ready borrower || fail boot borrower
+    fetch borrower pxwake
+    # shellcheck disable=SC2046,SC2086 # two words
+    {
+        unwarped=$(ask borrower "/tmp/pxwake timer 4000 4000 $samples" 300)
+        spread wake-unwarped $unwarped
+        id=$(xl domid borrower)
+        if xenhypfs write "/domain/$id/bvt/warp" 60000000 2>/dev/null; then
+            warped=$(ask borrower "/tmp/pxwake timer 4000 4000 $samples" 300)
+            spread wake-warped $warped
+            row wake-warped-ratio "$(awk '{ printf "%.3f", $1 / $3 }' <<<"$warped $unwarped")"
+        fi
+    }
+    xl destroy borrower
+}
+
+# An event to another guest and back: two switches between domains, with what the kernels do for an interrupt and a process.
+switches() {
+    local index port
+    for index in 1 2; do
+        networked "end$index" $((20 + index)) "memory = 96"
+        create "end$index" >/dev/null 2>&1
+        ready "end$index" || fail boot "end$index"
+        fetch "end$index" pxwake
+        ask "end$index" 'modprobe xen-evtchn' >/dev/null
+    done
+    type_in end1 "/tmp/pxwake event-echo $(xl domid end2) >/tmp/port &"
+    sleep 1
+    port=$(ask end1 'cat /tmp/port' | tr -dc 0-9)
+    # shellcheck disable=SC2046 # two words
+    spread event-ping $(ask end2 "/tmp/pxwake event-ping $(xl domid end1) $port 10000" 300)
+    xl destroy end1
+    xl destroy end2
 }
 
 latencies() {
@@ -121,6 +159,7 @@ latencies() {
         done
         sleep 2
         latency $count
+        [ $count != 7 ] || warps
     done
     for index in $(seq $busy); do
         rest "$index"
@@ -156,6 +195,7 @@ scaling() {
 }
 
 if [ "$processors" = 1 ]; then
+    switches
     boot_hogs 1 8
     shares
     boot_hogs 9 $hogs
