@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# A busy guest moves to a new domain on the same host, twice: its memory, its disk and its connections must not notice.
+# A busy guest with two vCPUs that both write moves to a new domain on the same host, twice: its memory, its disk and its
+# connections must not notice.
 
 . "$(dirname "$0")/lib.sh"
 
@@ -19,20 +20,22 @@ in_order() { cmp "$1" <(seq "$2"); }
 
 disk=/var/lib/xen/images/guest.img
 truncate -s 64M $disk
-networked busy 20 "disk = [ 'file:$disk,xvda,w' ]"
+networked busy 20 "vcpus = 2" "disk = [ 'file:$disk,xvda,w' ]"
 check create-busy create busy
 check busy-boots ready busy
 check fs ask busy 'mke2fs /dev/xvda >/dev/null && mount -t ext4 /dev/xvda /mnt' 180
-# An application's memory that changes all the time, each time to what it can check afterwards.
-type_in busy 'awk '\''BEGIN { n = 5000; while ((getline x <"/tmp/stop") < 0) {
+# On each vCPU an application whose memory changes all the time, each time to what it can check afterwards.
+for vcpu in 1 2; do
+    type_in busy "taskset $vcpu awk -v vcpu=$vcpu"' '\''BEGIN { n = 5000; rounds = "/tmp/rounds-" vcpu; while ((getline x <"/tmp/stop") < 0) {
  for (i = 0; i < n; i++) a[i] = k + i
  for (i = 0; i < n; i++) if (a[i] != k + i) { print "bad", i, a[i], k >"/tmp/bad"; exit }
- k++; print k >"/tmp/rounds"; close("/tmp/rounds") } }'\'' &'
+ k++; print k >rounds; close(rounds) } }'\'' &'
+done
 # Processes that share pages with their children until one of them writes.
 type_in busy 'i=0; while [ ! -e /tmp/stop ]; do i=$((i + 1)); x=$(j=$i; i=child; echo $j); [ $x = $i ] || echo $x $i >>/tmp/bad; sleep 0.1; done &'
-# Files in memory and on disk.
+# Files in memory and on disk, written on either.
 type_in busy 'f=0; while [ ! -e /tmp/stop ]; do f=$(((f + 1) % 16)); for d in /tmp /mnt; do
- dd if=/dev/urandom of=$d/$f bs=64k count=2 2>/dev/null; md5sum $d/$f >$d/$f.sum; sleep 0.1; done; done &'
+ taskset $((f % 2 + 1)) dd if=/dev/urandom of=$d/$f bs=64k count=2 2>/dev/null; md5sum $d/$f >$d/$f.sum; sleep 0.1; done; done &'
 # What goes in comes back, in the same order, by one connection.
 type_in busy 'nc -ll -p 7 -e /bin/cat &'
 check date test "$(ask busy 'date +%Y')" -ge 2024
@@ -52,7 +55,9 @@ for round in 1 2; do
     check connection-lives-$round flows $((lines + 20))
     check nothing-bad-$round ask busy '[ ! -e /tmp/bad ]' 180
 done
-check works ask busy 'old=$(cat /tmp/rounds); sleep 3; [ $(cat /tmp/rounds) -gt $old ]' 180
+for vcpu in 1 2; do
+    check works-$vcpu ask busy "old=\$(cat /tmp/rounds-$vcpu); sleep 3; [ \$(cat /tmp/rounds-$vcpu) -gt \$old ]" 180
+done
 touch /tmp/enough
 check writer-ends within 60 grep -q . /tmp/enough
 last=$(($(cat /tmp/enough) - 1))
