@@ -163,7 +163,7 @@ const SCHED_ROWS: &[Row] = &[
     ("wake-warped-p99", "99th percentile", Good::Less),
     (
         "wake-warped-ratio",
-        "warped to unwarped, median",
+        "warped to unwarped, 99th percentile",
         Good::AtMost(0.1),
     ),
     (

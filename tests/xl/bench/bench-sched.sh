@@ -101,8 +101,8 @@ latency() {
     }
 }
 
-# The timer of a guest that computes as long as it sleeps: beside seven others that is more than its share, and so it waits
-# for its turn, unless it may borrow.
+# The timer of a guest that computes as long as it sleeps: beside seven others that is more than its share, and so it has to
+# wait for its turn now and then, unless it may borrow.
 warps() {
     local unwarped warped id
     networked borrower 19 "memory = 96"
@@ -117,7 +117,7 @@ warps() {
         if xenhypfs write "/domain/$id/bvt/warp" 60000000 2>/dev/null; then
             warped=$(ask borrower "/tmp/pxwake timer 4000 4000 $samples" 300)
             spread wake-warped $warped
-            row wake-warped-ratio "$(awk '{ printf "%.3f", $1 / $3 }' <<<"$warped $unwarped")"
+            row wake-warped-ratio "$(awk '{ printf "%.3f", $2 / $4 }' <<<"$warped $unwarped")"
         fi
     }
     xl destroy borrower
