@@ -144,15 +144,7 @@ pub fn make_vcpus(domain: &Arc<Domain>) -> Result<()> {
         .try_reserve_exact(count as usize)
         .map_err(|_| Errno::ENOMEM)?;
     for id in 0..count {
-        match schedule::new_key() {
-            Ok(key) => vcpus.push(Arc::new(Vcpu::new(VcpuId(id), key))),
-            Err(errno) => {
-                vcpus
-                    .iter()
-                    .for_each(|vcpu: &Arc<Vcpu>| schedule::release_key(vcpu.key));
-                return Err(errno);
-            }
-        }
+        vcpus.push(Arc::new(Vcpu::new(VcpuId(id), schedule::new_key()?)));
     }
     domain.set_vcpus(vcpus);
     schedule::register(domain);

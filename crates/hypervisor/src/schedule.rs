@@ -18,7 +18,7 @@ use philoxen_hw::dev::{lapic, vectors};
 use philoxen_hw::print;
 use philoxen_pv::Regs;
 use philoxen_sched::{
-    CpuMask, DEFAULT_WEIGHT, Decision, Kick, Runstate, Scheduler, TimerKey, TimerKind, VcpuKey,
+    CpuMask, DEFAULT_WEIGHT, Kick, Processor, Runstate, Scheduler, TimerKey, TimerKind, VcpuKey,
     Warp,
 };
 use spin::{Once, RwLock};
@@ -116,39 +116,30 @@ pub fn register(domain: &Arc<Domain>) {
     }
 }
 
-/// Takes a dying domain's vCPUs from the scheduler; false while a processor still holds the registers of one.
+/// Stops a dying domain's vCPUs for good; false while a processor still holds the registers of one.
 pub fn unregister(domain: &Arc<Domain>) -> bool {
     let now = time::now();
-    let ours = || {
-        domain
-            .vcpus()
-            .iter()
-            .filter(|vcpu| vcpu_of(vcpu.key).is_some_and(|(held, _)| Arc::ptr_eq(&held, domain)))
-    };
     let mut stopped = true;
-    for vcpu in ours() {
-        follow(scheduler().take_down(vcpu.key, now));
-        stopped &= !scheduler().is_on_cpu(vcpu.key);
+    for vcpu in domain.vcpus() {
+        follow(scheduler().retire(vcpu.key, now));
+        stopped &= !is_on_cpu(vcpu);
     }
-    if !stopped {
-        return false;
+    if stopped {
+        for vcpu in domain.vcpus() {
+            let held = BY_KEY
+                .write()
+                .get_mut(vcpu.key.0 as usize)
+                .and_then(Option::take);
+            // Dropped without the lock.
+            drop(held);
+        }
     }
-    for vcpu in ours() {
-        // None of them runs, so nobody sets their deadlines any more.
-        time::forget(vcpu.key);
-        let held = BY_KEY
-            .write()
-            .get_mut(vcpu.key.0 as usize)
-            .and_then(Option::take);
-        // Dropped without the lock. From here on the key may name another vCPU.
-        drop(held);
-        release_key(vcpu.key);
-    }
-    true
+    stopped
 }
 
-/// Gives back a key whose vCPU does not run.
+/// Gives back the key of a vCPU that nobody can name any more, and that does not run.
 pub fn release_key(key: VcpuKey) {
+    time::forget(key);
     if scheduler().remove(key, time::now()).is_err() {
         fatal::bug("a vCPU that runs is taken from the scheduler")
     }
@@ -487,31 +478,49 @@ pub fn tick(cpu: CpuId) -> bool {
     scheduler().tick(cpu as u32, time::now())
 }
 
-/// Lets the policy choose, and changes to what it chose. Without a vCPU to run, `cpu.running` is empty afterwards.
-pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
-    let Decision {
-        prev,
-        next,
-        slice_ns,
-        kick,
-    } = scheduler().pick_next(cpu.id as u32, time::now());
-    follow(kick);
-    if prev != next || cpu.running.is_some() != next.is_some() {
-        leave(cpu, regs);
+/// A processor with the registers that are on its stack.
+struct Switching<'a> {
+    cpu: &'a mut Cpu,
+    regs: &'a mut Regs,
+}
+
+impl Processor for Switching<'_> {
+    fn number(&self) -> u32 {
+        self.cpu.id as u32
+    }
+
+    fn now(&self) -> u64 {
+        time::now()
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.cpu.running.is_some()
+    }
+
+    fn change(&mut self, next: Option<VcpuKey>) {
+        leave(self.cpu, self.regs);
         match next {
-            Some(next) => enter(cpu, regs, next),
+            Some(next) => enter(self.cpu, self.regs, next),
             None => {
                 philoxen_hw::machine::load_root(None);
-                set(&SHOWN, cpu.id, NOBODY);
+                set(&SHOWN, self.cpu.id, NOBODY);
             }
         }
-        account_idle(cpu.id, next.is_none());
-        // Only now, when nothing of the old one is loaded here any more, may it run elsewhere.
-        if let Some(prev) = prev.filter(|prev| Some(*prev) != next) {
-            time::cancel(TimerKey::new(prev, TimerKind::Slice));
-            follow(scheduler().context_saved(prev, time::now()));
-        }
+        account_idle(self.cpu.id, next.is_none());
     }
+
+    fn left(&mut self, key: VcpuKey) {
+        time::cancel(TimerKey::new(key, TimerKind::Slice));
+    }
+
+    fn follow(&mut self, kick: Kick) {
+        follow(kick);
+    }
+}
+
+/// Lets the policy choose, and changes to what it chose. Without a vCPU to run, `cpu.running` is empty afterwards.
+pub fn switch(cpu: &mut Cpu, regs: &mut Regs) {
+    let (next, slice_ns) = scheduler().switch(&mut Switching { cpu, regs });
     if let Some(running) = &cpu.running {
         // It may have blocked and been woken up meanwhile.
         set(&CURRENT, cpu.id, pack(running.domain.id, running.id));

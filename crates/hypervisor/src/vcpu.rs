@@ -37,7 +37,7 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// vCPU `id`, down and without registers.
+    /// vCPU `id`, down and without registers; `key` is given back when it is dropped.
     pub const fn new(id: VcpuId, key: VcpuKey) -> Self {
         Self {
             id,
@@ -50,6 +50,13 @@ impl Vcpu {
             nmi: AtomicBool::new(false),
             period: AtomicU64::new(0),
         }
+    }
+}
+
+impl Drop for Vcpu {
+    /// Its key is its own for as long as anybody can name it: who pauses, moves or wakes it up never means another one.
+    fn drop(&mut self) {
+        crate::schedule::release_key(self.key);
     }
 }
 

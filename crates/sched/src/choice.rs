@@ -3,8 +3,8 @@
 
 use crate::group::{GROUP_CPUS, Group, MIN_SLICE_NS, Records};
 use crate::scheduler::{Decision, Kick, Scheduler};
+use crate::sync::Ordering;
 use crate::vcpu::{NONE, Place, State, VcpuKey};
-use core::sync::atomic::Ordering;
 
 /// Nothing to run.
 const fn idle(prev: Option<VcpuKey>) -> Decision {

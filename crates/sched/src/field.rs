@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Fields of a record that a lock guards without being around it: atomics that are only read and written, never contended.
+//! Fields of a record that a lock guards without being around it: atomics that are only read and written, never contended,
+//! and so these also in models.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 macro_rules! field {
     ($name:ident, $atomic:ident, $value:ident, $what:literal) => {
@@ -26,5 +27,6 @@ macro_rules! field {
 }
 
 field!(Flag, AtomicBool, bool, "A guarded truth value.");
+field!(Byte, AtomicU8, u8, "A guarded 8-bit number.");
 field!(Word, AtomicU32, u32, "A guarded 32-bit number.");
 field!(Long, AtomicU64, u64, "A guarded 64-bit number.");

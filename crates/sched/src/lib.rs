@@ -18,6 +18,7 @@ mod mask;
 mod pools;
 mod queueing;
 mod scheduler;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -27,13 +28,15 @@ mod virtual_time;
 
 pub use mask::{CpuMask, MAX_CPUS};
 pub use pools::{MAX_POOLS, Pools};
-pub use scheduler::{Decision, Kick, Scheduler};
+pub use scheduler::{DEFAULT_ALLOWANCE_NS, DEFAULT_WEIGHT, Decision, Kick, Scheduler};
+pub use switch::Processor;
 pub use timer::{TimerKey, TimerKind, TimerQueue};
 pub use vcpu::{MAX_WEIGHT, Runstate, VcpuKey};
 pub use view::{ProcessorView, VcpuView};
 pub use virtual_time::Warp;
 
-/// The context-switch allowance unless another is set, in nanoseconds: the paper's.
-pub const DEFAULT_ALLOWANCE_NS: u64 = 5_000_000;
-/// Weight of a vCPU unless another is set.
-pub const DEFAULT_WEIGHT: u32 = 256;
+/// Atomics and locks: models of several processors have their own in this place.
+mod sync {
+    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use spin::{Mutex, MutexGuard};
+}

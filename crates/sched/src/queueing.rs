@@ -7,10 +7,9 @@
 use crate::group::{self, Group};
 use crate::mask::CpuMask;
 use crate::scheduler::{Kick, Scheduler};
+use crate::sync::{MutexGuard, Ordering};
 use crate::vcpu::{NONE, Place, State, Vcpu, VcpuKey};
 use crate::virtual_time::BEGINNING;
-use core::sync::atomic::Ordering;
-use spin::MutexGuard;
 
 impl Scheduler {
     /// Queues a vCPU that wants to run and waits nowhere; who must be told.

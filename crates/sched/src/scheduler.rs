@@ -8,19 +8,22 @@
 //! A vCPU whose registers a processor still holds (`on_cpu`) waits nowhere and runs nowhere else: the binary says
 //! [`Scheduler::context_saved`] once a switch is complete.
 
-use crate::DEFAULT_ALLOWANCE_NS;
 use crate::cap::Budget;
 use crate::group::{GROUP_CPUS, Group, Records};
 use crate::heap::{Linked, Links};
 use crate::mask::{CpuMask, MAX_CPUS};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::vcpu::{MAX_WEIGHT, NONE, Place, Runstate, State, Vcpu, VcpuKey};
 use crate::virtual_time::{BEGINNING, Warp};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::{Errno, Result};
-use spin::{Mutex, MutexGuard, Once};
+use spin::Once;
 
+/// The context-switch allowance unless another is set, in nanoseconds: the paper's.
+pub const DEFAULT_ALLOWANCE_NS: u64 = 5_000_000;
+/// Weight of a vCPU unless another is set.
+pub const DEFAULT_WEIGHT: u32 = 256;
 const BUCKET: u32 = 32;
 
 /// What to do about another processor (or this one) after an operation.
@@ -185,7 +188,7 @@ impl Scheduler {
     /// `EBUSY` if it is not offline or a processor may still hold its registers, `ENOENT` if there is none.
     pub fn remove(&self, key: VcpuKey, now: u64) -> Result<()> {
         let (vcpu, _group) = self.lock(key).ok_or(Errno::ENOENT)?;
-        if vcpu.state() != State::Offline || vcpu.on_cpu.load(Ordering::Relaxed) != NONE {
+        if vcpu.is_up() || vcpu.on_cpu.load(Ordering::Relaxed) != NONE {
             return Err(Errno::EBUSY);
         }
         vcpu.set_state(State::Vacant, now);
@@ -332,19 +335,30 @@ impl Scheduler {
 
     /// Takes a vCPU down; if it runs, its processor must reschedule.
     pub fn take_down(&self, key: VcpuKey, now: u64) -> Kick {
+        self.stop(key, State::Offline, now)
+    }
+
+    /// Takes a vCPU down for good: it can only be removed, whoever tries to bring it up at the same time.
+    pub fn retire(&self, key: VcpuKey, now: u64) -> Kick {
+        self.stop(key, State::Retired, now)
+    }
+
+    fn stop(&self, key: VcpuKey, to: State, now: u64) -> Kick {
         let Some((vcpu, mut group)) = self.lock(key) else {
             return Kick::None;
         };
+        if vcpu.state() == State::Retired {
+            return Kick::None;
+        }
         self.withdraw(&mut group, key, vcpu);
         let kick = reschedule_if_running(vcpu);
-        vcpu.set_state(State::Offline, now);
+        vcpu.set_state(to, now);
         kick
     }
 
     /// True if the vCPU is up (not necessarily running).
     pub fn is_up(&self, key: VcpuKey) -> bool {
-        self.lock(key)
-            .is_some_and(|(vcpu, _)| vcpu.state() != State::Offline)
+        self.lock(key).is_some_and(|(vcpu, _)| vcpu.is_up())
     }
 
     /// True if the vCPU is blocked.

@@ -6,13 +6,12 @@
 //! lock: the vCPUs of a domain may be in different groups.)
 
 use crate::cap::Budget;
-use crate::field::{Flag, Long, Word};
+use crate::field::{Byte, Flag, Long, Word};
 use crate::heap::Links;
 use crate::mask::CpuMask;
+use crate::sync::{AtomicU32, Mutex, Ordering};
 use crate::virtual_time::VirtualTime;
 use core::array::from_fn;
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use spin::Mutex;
 
 /// A vCPU, as numbered by [`crate::Scheduler::add`]; small and dense, good for indexing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -36,6 +35,8 @@ pub(crate) enum State {
     Runnable,
     /// Runs on its home processor.
     Running,
+    /// Taken down and will be removed.
+    Retired,
 }
 
 /// Time account of a vCPU in the terms of `vcpu_runstate_info` (xen/vcpu.h).
@@ -70,8 +71,8 @@ pub(crate) struct Vcpu {
     pub(crate) home: AtomicU32,
     /// Processor that may still hold the vCPU's registers, or `NONE`.
     pub(crate) on_cpu: AtomicU32,
-    state: AtomicU8,
-    place: AtomicU8,
+    state: Byte,
+    place: Byte,
     /// Pauses not undone yet.
     pub(crate) pauses: Word,
     /// It woke up and has not run since: the context-switch allowance does not hold against it.
@@ -113,8 +114,8 @@ impl Vcpu {
         Self {
             home: AtomicU32::new(0),
             on_cpu: AtomicU32::new(NONE),
-            state: AtomicU8::new(State::Vacant as u8),
-            place: AtomicU8::new(Place::Nowhere as u8),
+            state: Byte::new(State::Vacant as u8),
+            place: Byte::new(Place::Nowhere as u8),
             pauses: Word::new(0),
             woken: Flag::new(false),
             sender: Word::new(NONE),
@@ -151,21 +152,22 @@ impl Vcpu {
         for time in &self.spent {
             time.set(0);
         }
-        self.state.store(State::Offline as u8, Ordering::Relaxed);
+        self.state.set(State::Offline as u8);
     }
 
     pub(crate) fn state(&self) -> State {
-        match self.state.load(Ordering::Relaxed) {
+        match self.state.get() {
             1 => State::Offline,
             2 => State::Blocked,
             3 => State::Runnable,
             4 => State::Running,
+            5 => State::Retired,
             _ => State::Vacant,
         }
     }
 
     pub(crate) fn place(&self) -> Place {
-        match self.place.load(Ordering::Relaxed) {
+        match self.place.get() {
             1 => Place::Shared,
             2 => Place::Own,
             3 => Place::Pinned,
@@ -180,7 +182,7 @@ impl Vcpu {
     }
 
     pub(crate) fn set_place(&self, place: Place) {
-        self.place.store(place as u8, Ordering::Relaxed);
+        self.place.set(place as u8);
     }
 
     pub(crate) fn home(&self) -> u32 {
@@ -191,6 +193,11 @@ impl Vcpu {
         self.pauses.get() != 0
     }
 
+    /// True unless it was taken down, or not brought up yet.
+    pub(crate) fn is_up(&self) -> bool {
+        !matches!(self.state(), State::Offline | State::Retired)
+    }
+
     /// True if it wants to run, or does.
     pub(crate) fn is_ready(&self) -> bool {
         matches!(self.state(), State::Runnable | State::Running) && !self.is_paused()
@@ -198,7 +205,7 @@ impl Vcpu {
 
     /// Changes the state and keeps the time account.
     pub(crate) fn set_state(&self, state: State, now: u64) {
-        self.state.store(state as u8, Ordering::Relaxed);
+        self.state.set(state as u8);
         self.account(now);
     }
 

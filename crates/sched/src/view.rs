@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What debug keys show of the scheduler.
 
-use crate::DEFAULT_WEIGHT;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{DEFAULT_WEIGHT, Scheduler};
 use crate::vcpu::VcpuKey;
 use crate::virtual_time::{BEGINNING, running_for};
 

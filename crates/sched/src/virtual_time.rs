@@ -7,8 +7,8 @@
 //! Unit: a sixteenth of a nanosecond at weight 1, so that 64 bits hold 36 years of running at weight 1. What a division
 //! leaves over is kept, so that no weight gains by being run in small pieces.
 
-use crate::DEFAULT_WEIGHT;
 use crate::field::{Flag, Long, Word};
+use crate::scheduler::DEFAULT_WEIGHT;
 
 /// Units in a nanosecond at weight 1.
 const UNITS: u64 = 16;

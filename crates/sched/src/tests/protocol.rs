@@ -220,6 +220,22 @@ fn offline_and_removal() {
 }
 
 #[test]
+fn who_is_retired_can_only_be_removed() {
+    let (s, keys) = machine(1, 1);
+    let _ = switch(&s, 0, 0);
+    assert_eq!(s.retire(keys[0], 1), Kick::Reschedule(0));
+    assert!(!s.is_up(keys[0]));
+    let _ = s.take_down(keys[0], 1);
+    assert_eq!(s.bring_up(keys[0], 1), (false, Kick::None));
+    assert_eq!(s.wake(keys[0], None, 1), Kick::None);
+    assert_eq!(s.remove(keys[0], 1), Err(Errno::EBUSY));
+    assert_eq!(switch(&s, 0, 2).0.next, None);
+    s.remove(keys[0], 3).unwrap();
+    assert_eq!(s.add(&CpuMask::ALL, 256, 3), Ok(keys[0]));
+    assert!(s.bring_up(keys[0], 3).0, "a new life");
+}
+
+#[test]
 fn idle_processors_take_work() {
     let (s, keys) = machine(2, 2);
     // Both on processor 0's queue.
