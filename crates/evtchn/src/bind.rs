@@ -6,9 +6,9 @@
 //! Two ports are locked together in the order of (domain, port).
 
 use crate::port::{Guard, State, Word};
+use crate::sync::{AtomicU32, Ordering};
 use crate::{DomainEvents, Frames, Host};
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU32, Ordering};
 use philoxen_abi::event::{BIND_PIRQ_WILL_SHARE, Status, status, virq};
 use philoxen_abi::hypercall::Budget;
 use philoxen_abi::{DomId, Errno, Result, VcpuId};

@@ -6,14 +6,14 @@
 
 use crate::free::PortSet;
 use crate::port::{MAX_PIRQS, MAX_VCPUS, Port, State, Word};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::{Frames, VcpuEvents, VcpuInfo};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::event::{TWO_LEVEL_PORTS, fifo};
 use philoxen_abi::shared::{LEGACY_MAX_VCPUS, VCPU_INFO_SIZE};
 use philoxen_abi::{DomId, Errno, Mfn, PAGE_SIZE, Result, VcpuId};
-use spin::{Mutex, Once};
+use spin::Once;
 
 const BUCKET: u32 = 128;
 /// Free ports examined before an allocation gives up on them; more than this many are passed over only by a guest

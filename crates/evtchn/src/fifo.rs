@@ -11,11 +11,10 @@
 
 use crate::domain::Table;
 use crate::port::Guard;
+use crate::sync::{AtomicU64, MutexGuard, Ordering};
 use crate::{DomainEvents, Frames, Host, word};
-use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::event::{TWO_LEVEL_PORTS, fifo};
 use philoxen_abi::{Errno, Mfn, PAGE_SIZE, Result, VcpuId};
-use spin::MutexGuard;
 
 const NO_FRAME: u64 = u64::MAX;
 /// Attempts to change a link before the guest is taken to interfere on purpose; its event is then dropped.

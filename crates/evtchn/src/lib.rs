@@ -18,6 +18,8 @@ mod bind;
 mod domain;
 mod fifo;
 mod free;
+mod host;
+mod no_info;
 mod op;
 mod poll;
 mod port;
@@ -26,68 +28,18 @@ mod raise;
 mod tests;
 mod vcpu;
 
-use core::ops::Deref;
-use core::sync::atomic::AtomicU64;
-use philoxen_abi::{DomId, Mfn, Result, VcpuId};
-
 pub use bind::Progress;
 pub use domain::{DomainEvents, Limits, PortInfo};
+pub(crate) use host::word;
+pub use host::{Frames, Host, Words};
 pub use op::{Caller, event_channel_op, event_channel_op_compat};
 pub use poll::{Poll, poll};
 pub use port::State;
 pub use vcpu::{VcpuEvents, VcpuInfo};
 
-/// A frame as the hypervisor sees it: 512 words that guests may change at any time.
-pub type Words = [AtomicU64; 512];
-
-/// Access to frames.
-pub trait Frames {
-    /// The contents of a frame of RAM. Called only for frames that are pinned or belong to the hypervisor.
-    fn words(&self, mfn: Mfn) -> &Words;
-
-    /// Takes a reference to frame `mfn` of domain `dom` and a writable type reference, so that it can neither become a
-    /// page table nor leave the domain until [`Frames::unpin`].
-    ///
-    /// # Errors
-    /// `EINVAL` if the frame is not the domain's or cannot be writable.
-    fn pin(&self, dom: DomId, mfn: Mfn) -> Result<()>;
-
-    /// Gives back what [`Frames::pin`] took.
-    fn unpin(&self, dom: DomId, mfn: Mfn);
-}
-
-/// What event channels need from the rest of the hypervisor.
-pub trait Host: Frames {
-    /// Keeps a domain alive while its events are used.
-    type Ref<'a>: Deref<Target = DomainEvents>
-    where
-        Self: 'a;
-
-    /// The events of domain `id`, if there is such a domain.
-    fn domain(&self, id: DomId) -> Option<Self::Ref<'_>>;
-
-    /// Event state of a vCPU changed from nothing pending to pending, or its poll ended: unblock it, and make it look if
-    /// it runs on another processor. Called with a port's lock bit held: must not call back into this crate.
-    fn kick(&self, dom: DomId, vcpu: VcpuId);
-
-    /// True if `dom` may use physical interrupt `pirq`.
-    fn pirq_permitted(&self, dom: DomId, pirq: u32) -> bool;
-
-    /// Starts delivery of `pirq` to `dom` (from now on [`DomainEvents::raise_pirq`] may be called).
-    ///
-    /// # Errors
-    /// The reason why the line cannot be bound, such as `EBUSY` for a line that somebody uses unshared.
-    fn bind_pirq(&self, dom: DomId, pirq: u32, share: bool) -> Result<()>;
-
-    /// Stops delivery of `pirq` to `dom`.
-    fn unbind_pirq(&self, dom: DomId, pirq: u32);
-
-    /// The port of `pirq` now notifies `vcpu`: its interrupts had better go where that runs.
-    fn route_pirq(&self, dom: DomId, pirq: u32, vcpu: VcpuId);
-}
-
-/// Word `index` of a frame; the index wraps at the end of the frame.
-#[inline(always)]
-pub(crate) fn word(words: &Words, index: usize) -> &AtomicU64 {
-    words.get(index & 511).unwrap_or(&words[0])
+/// Atomics and locks: models of several processors have their own in this place.
+mod sync {
+    pub(crate) use core::hint::spin_loop;
+    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use spin::{Mutex, MutexGuard};
 }

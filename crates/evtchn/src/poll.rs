@@ -4,9 +4,9 @@
 //! Invariant against lost wake-ups: a poll is announced before the ports are looked at, and an event is made pending
 //! before pollers are looked for; both with sequentially consistent operations, so one of the two sees the other.
 
+use crate::sync::Ordering;
 use crate::vcpu::POLL_ANY;
 use crate::{DomainEvents, Frames, Host, VcpuEvents};
-use core::sync::atomic::Ordering;
 use philoxen_abi::{Errno, GuestMemory, GuestVa, Result, VcpuId, sched};
 
 /// What to do with a vCPU that polls.

@@ -3,8 +3,8 @@
 //!
 //! Invariant: only the holder of the word's lock bit changes the word or the queue memory beside it.
 
+use crate::sync::{AtomicU32, AtomicU64, Ordering, spin_loop};
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::event::fifo;
 use philoxen_abi::{DomId, VcpuId};
 
@@ -135,7 +135,7 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    pub(crate) const fn new(state: State) -> Self {
+    pub(crate) fn new(state: State) -> Self {
         Self {
             word: AtomicU64::new(Word::new(state).0),
             queue: AtomicU32::new(fifo::PRIORITY_DEFAULT),
@@ -160,7 +160,7 @@ impl Port {
                 };
             }
             while self.word.load(Ordering::Relaxed) & LOCK != 0 {
-                core::hint::spin_loop();
+                spin_loop();
             }
         }
     }

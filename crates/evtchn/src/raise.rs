@@ -4,9 +4,9 @@
 //! Invariant: the pending bit of an event is set before anything that tells the guest or a poller to look for it.
 
 use crate::port::{Guard, State};
+use crate::sync::Ordering;
 use crate::vcpu::POLL_ANY;
 use crate::{DomainEvents, Frames, Host, VcpuEvents, word};
-use core::sync::atomic::Ordering;
 use philoxen_abi::event::virq;
 use philoxen_abi::shared::{shared_info, vcpu_info};
 use philoxen_abi::{Errno, Result, VcpuId};

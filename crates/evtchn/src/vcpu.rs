@@ -3,13 +3,12 @@
 //!
 //! Invariant: a location is stored only while its frame is pinned or belongs to the hypervisor.
 
+use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::{Frames, Words};
 use core::array::from_fn;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use philoxen_abi::event::{fifo, virq};
 use philoxen_abi::shared::{VCPU_INFO_SIZE, vcpu_info};
 use philoxen_abi::{Mfn, PAGE_SIZE};
-use spin::Mutex;
 
 const NOWHERE: u64 = u64::MAX;
 /// Value of `polling` that any event ends.
@@ -20,7 +19,7 @@ pub(crate) const POLL_ANY: u32 = u32::MAX;
 /// The processor that runs the vCPU keeps one instead of finding it anew for every event: a place is given up only for another
 /// place of the same domain that the vCPU itself asked for (or somebody for it, while it was down), or when the domain dies.
 #[derive(Clone, Copy, Debug)]
-pub struct VcpuInfo<'a>(&'a [AtomicU64; VCPU_INFO_SIZE / 8]);
+pub struct VcpuInfo<'a>(pub(crate) &'a [AtomicU64; VCPU_INFO_SIZE / 8]);
 
 impl<'a> VcpuInfo<'a> {
     /// The one at machine address `addr`, within a frame.
@@ -111,10 +110,6 @@ impl<'a> VcpuInfo<'a> {
 
 const _: () = assert!(vcpu_info::TIME + 32 == VCPU_INFO_SIZE);
 
-/// Stands in for the `vcpu_info` of a vCPU that has none: nobody ever makes an upcall pending here.
-static NO_INFO: [AtomicU64; VCPU_INFO_SIZE / 8] =
-    [const { AtomicU64::new(vcpu_info::MASK_BITS) }; VCPU_INFO_SIZE / 8];
-
 /// Event state of one vCPU, owned by its domain's [`crate::DomainEvents`].
 #[derive(Debug)]
 pub struct VcpuEvents {
@@ -156,12 +151,6 @@ impl VcpuEvents {
     #[inline(always)]
     pub fn info<'a>(&self, frames: &'a impl Frames) -> Option<VcpuInfo<'a>> {
         VcpuInfo::at(frames, self.info.load(Ordering::Acquire))
-    }
-
-    /// The `vcpu_info`, or for a vCPU without one a masked and quiet one that is nobody's.
-    #[inline(always)]
-    pub fn info_or_none<'a>(&self, frames: &'a impl Frames) -> VcpuInfo<'a> {
-        self.info(frames).unwrap_or(VcpuInfo(&NO_INFO))
     }
 
     /// Machine address of the `vcpu_info`.
