@@ -6,6 +6,7 @@
 //! - looks only at the last access to an object for what may have come in another order, and a thread's own load, as in every
 //!   loop of load and compare-and-swap, hides the loads of others from it. So each load first takes its turn at a relaxed counter
 //!   beside the value. That orders nothing for the model of memory, but loom tries every order of turns;
+//! - does not try whether somebody who only tries a lock comes before or after it is let go: that is a turn, too;
 //! - may put a store before another thread's read-modify-write that did not see it. So stores are swaps, which come after
 //!   everything that is there;
 //! - takes `SeqCst` for `AcqRel` where the value that something began with is concerned. So fences are added: what x86's locked
@@ -17,15 +18,13 @@
     reason = "each model uses what its crate needs"
 )]
 
+use core::ops::{Deref, DerefMut};
 use core::sync::atomic as core_atomic;
 use std::sync::OnceLock;
 
 pub(crate) use loom::hint::spin_loop;
 use loom::sync::atomic as loomed;
-pub(crate) use loom::sync::{
-    MutexGuard,
-    atomic::{Ordering, fence},
-};
+pub(crate) use loom::sync::atomic::{Ordering, fence};
 
 /// Atomics come to be when they are first used. For crates with big tables: loom takes its time for each atomic there is. What several
 /// threads use must be used once before they start.
@@ -141,22 +140,65 @@ atomic!(
 
 /// A lock with the interface of the one that the crates use.
 #[derive(Debug)]
-pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+pub(crate) struct Mutex<T> {
+    lock: loom::sync::Mutex<T>,
+    /// Who lets go of it, and who only tries it, in turns.
+    turn: loomed::AtomicBool,
+}
 
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self(loom::sync::Mutex::new(value))
+        Self {
+            lock: loom::sync::Mutex::new(value),
+            turn: loomed::AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        let Ok(guard) = self.0.lock() else {
+        let Ok(guard) = self.lock.lock() else {
             unreachable!("a thread of the model failed")
         };
-        guard
+        MutexGuard {
+            guard,
+            turn: &self.turn,
+        }
     }
 
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.0.try_lock().ok()
+        self.turn.swap(true, Ordering::Relaxed);
+        let guard = self.lock.try_lock().ok()?;
+        Some(MutexGuard {
+            guard,
+            turn: &self.turn,
+        })
+    }
+}
+
+/// A lock that is held.
+#[derive(Debug)]
+pub(crate) struct MutexGuard<'a, T> {
+    guard: loom::sync::MutexGuard<'a, T>,
+    turn: &'a loomed::AtomicBool,
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+impl<T> Drop for MutexGuard<'_, T> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.turn.swap(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ extern crate std;
 
 pub mod calls;
 pub mod clock;
+pub mod destruction;
 pub mod lifecycle;
 #[cfg(test)]
 mod lifecycle_tests;

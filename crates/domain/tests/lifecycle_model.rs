@@ -2,16 +2,20 @@
 //! Shutdown, resume, pauses and destruction of a domain under every order that the memory model allows (loom): its vCPUs are
 //! paused exactly as often as its life says.
 
+#[path = "../src/destruction.rs"]
+mod destruction;
 #[path = "../src/lifecycle.rs"]
 #[allow(dead_code, reason = "not every step is part of a race")]
 mod lifecycle;
 #[path = "../../../tests/loom/sync.rs"]
 mod sync;
 
+use destruction::{Destruction, Remains, Step};
 use lifecycle::{Lifecycle, Phase, ShutdownReason};
 use loom::sync::Arc;
 use loom::thread;
-use sync::{AtomicU32, Ordering, explore};
+use philoxen_abi::hypercall::Budget;
+use sync::{AtomicU32, Mutex, Ordering, explore};
 
 /// A domain whose vCPUs count their pauses, as the scheduler does: one unpause too many is nothing.
 struct Domain {
@@ -150,6 +154,69 @@ fn destruction_waits_for_whoever_keeps_the_domain_alive() {
         assert!(killer.join().is_ok() && stopper.join().is_ok());
         assert_eq!(domain.life.phase(), Phase::Dying);
         assert!(domain.life.steady().is_err() && !domain.resume());
+    });
+}
+
+/// A domain with one frame that somebody uses.
+struct Remainder {
+    destruction: Destruction,
+    /// Users, and whether the last of them must see to it.
+    users: Mutex<(u32, bool)>,
+    gone: AtomicU32,
+}
+
+impl Remains for Remainder {
+    fn take(&self, step: Step, _budget: &mut Budget) -> bool {
+        let mut users = self.users.lock();
+        if step == Step::Grants {
+            users.1 = true;
+        }
+        step != Step::Users || users.0 == 0
+    }
+
+    fn reached(&self, step: Step) {
+        if step == Step::Gone {
+            self.gone.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Remainder {
+    fn go_on(&self) -> bool {
+        self.destruction.go_on(self, &mut Budget::unlimited())
+    }
+
+    fn unuse(&self) {
+        let mut users = self.users.lock();
+        users.0 -= 1;
+        let last = *users == (0, true);
+        drop(users);
+        if last {
+            self.go_on();
+        }
+    }
+}
+
+#[test]
+fn the_last_user_ends_a_domain_or_sees_that_somebody_does() {
+    explore(3, || {
+        let domain = Arc::new(Remainder {
+            destruction: Destruction::default(),
+            users: Mutex::new((2, false)),
+            gone: AtomicU32::new(0),
+        });
+        let users = [(); 2].map(|()| {
+            let domain = domain.clone();
+            thread::spawn(move || domain.unuse())
+        });
+        // The toolstack asks again as long as there is something to do.
+        while !domain.go_on() {
+            thread::yield_now();
+        }
+        for user in users {
+            assert!(user.join().is_ok());
+        }
+        assert_eq!(domain.gone.load(Ordering::Acquire), 1);
     });
 }
 

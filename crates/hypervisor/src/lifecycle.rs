@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Domains come and go: creation by the toolstack, vCPUs, pauses, destruction to the last frame.
 //!
-//! Invariant: destruction goes through the steps of [`Step`] in order, one processor at a time, and each step can be
-//! repeated; a domain leaves the list only when nothing of it is left but references that others hold.
+//! Destruction goes through the steps of [`Step`]; a domain leaves the list only when nothing of it is left but references that others hold.
 
 use crate::domain::{self, Config, Domain};
 use crate::host::Hv;
@@ -19,30 +18,12 @@ use philoxen_abi::{DomId, Errno, Result, VcpuId};
 use philoxen_control::create::{Numbers, Wanted};
 use philoxen_control::info::Share;
 use philoxen_control::ranges::Access;
+use philoxen_domain::destruction::{Destruction, Remains, Step};
 use philoxen_domain::lifecycle::Phase;
 use philoxen_hw::cpu::cpu_id;
 use philoxen_hw::memory;
 use philoxen_paging::{Progress, log, mmuext, relinquish, validate};
 use spin::{Mutex, RwLock};
-
-/// How far a domain's destruction has got.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
-    /// Its vCPUs stop.
-    Stop,
-    /// Its event channels close.
-    Events,
-    /// Its vCPUs give back what they hold.
-    Vcpus,
-    /// Its mappings of others' frames end, and its own grants.
-    Grants,
-    /// Its memory goes.
-    Memory,
-    /// Others still use frames it granted.
-    Users,
-    /// Nothing left to do.
-    Gone,
-}
 
 /// What the toolstack keeps in the hypervisor about a domain.
 pub struct Tool {
@@ -66,7 +47,7 @@ pub struct Tool {
     pub debugged: AtomicBool,
     /// Devices of the machine that it may use.
     pub access: RwLock<Access>,
-    step: Mutex<Step>,
+    destruction: Destruction,
 }
 
 impl Tool {
@@ -83,7 +64,7 @@ impl Tool {
             suspend_port: AtomicU32::new(0),
             debugged: AtomicBool::new(false),
             access: RwLock::new(Access::default()),
-            step: Mutex::new(Step::Stop),
+            destruction: Destruction::default(),
         }
     }
 }
@@ -187,51 +168,43 @@ pub fn destroy(domain: &Arc<Domain>, budget: &mut Budget) -> bool {
     domain.life.kill();
     domain.memory.set_dying();
     log::stop(Hv, &domain.memory);
-    loop {
-        // Whoever is at it on another processor goes on; waiting for it here could be waiting for each other, as destroying
-        // one domain can free the last grant of another.
-        let Some(mut step) = domain.tool.step.try_lock() else {
-            return false;
-        };
-        let done = advance(domain, &mut step, budget);
-        let waits = *step == Step::Users;
-        drop(step);
-        // A user that went while we held the lock could not take it.
-        if !(waits && domain.grants.entries_in_use() == 0) {
-            return done;
-        }
-    }
+    domain.tool.destruction.go_on(&Dying(domain), budget)
 }
 
-/// Takes the steps of a destruction; true if only others can do more, or nothing is left to do.
-fn advance(domain: &Arc<Domain>, step: &mut Step, budget: &mut Budget) -> bool {
-    loop {
-        let next = match *step {
-            Step::Stop if schedule::unregister(domain) => Step::Events,
-            Step::Events if domain.events.destroy(&Hv, budget) => Step::Vcpus,
+/// A domain that is being destroyed.
+struct Dying<'a>(&'a Arc<Domain>);
+
+impl Remains for Dying<'_> {
+    fn take(&self, step: Step, budget: &mut Budget) -> bool {
+        let domain = self.0;
+        match step {
+            Step::Stop => schedule::unregister(domain),
+            Step::Events => domain.events.destroy(&Hv, budget),
             Step::Vcpus => {
                 domain.pirqs.release_all(&IRQS);
                 for vcpu in domain.vcpus() {
                     release_vcpu(vcpu, budget);
                 }
-                Step::Grants
+                true
             }
-            Step::Grants if domain.grants.release_mappings(Hv, budget) == Progress::Done => {
-                domain.grants.destroy(Hv);
-                Step::Memory
+            Step::Grants => {
+                let done = domain.grants.release_mappings(Hv, budget) == Progress::Done;
+                if done {
+                    domain.grants.destroy(Hv);
+                }
+                done
             }
-            Step::Memory if relinquish(Hv, &domain.memory, budget) == Progress::Done => Step::Users,
-            Step::Users if domain.grants.entries_in_use() == 0 => Step::Gone,
-            // The last user's unmap comes back here.
-            Step::Users | Step::Gone => return true,
-            Step::Stop | Step::Events | Step::Grants | Step::Memory => return false,
-        };
-        *step = next;
-        if next == Step::Gone {
-            domain.life.finish();
-            domain::remove(domain);
+            Step::Memory => relinquish(Hv, &domain.memory, budget) == Progress::Done,
+            Step::Users | Step::Gone => domain.grants.entries_in_use() == 0,
         }
-        if matches!(next, Step::Users | Step::Gone) {
+    }
+
+    fn reached(&self, step: Step) {
+        if step == Step::Gone {
+            self.0.life.finish();
+            domain::remove(self.0);
+        }
+        if matches!(step, Step::Users | Step::Gone) {
             // First its users learn that they should let go, then that it is gone.
             report_change();
         }
