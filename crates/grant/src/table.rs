@@ -10,6 +10,7 @@ pub use crate::entries::{Pinned, Use};
 use crate::entry::{Header, Want};
 use crate::host::{Host, Limits};
 use crate::maptrack::{Maptrack, PER_FRAME};
+use crate::sync::Mutex;
 use core::sync::atomic::{AtomicU64, Ordering};
 use philoxen_abi::grant::{gntst, gtf};
 use philoxen_abi::hypercall::Budget;
@@ -17,7 +18,6 @@ use philoxen_abi::{DomId, Errno, Mfn, Result};
 use philoxen_paging::relinquish::Progress;
 use philoxen_paging::reservation::{alloc_shared, unshare_frame};
 use philoxen_paging::{DomainMemory, Machine, validate};
-use spin::Mutex;
 
 /// Frames of a table, in the order of its entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

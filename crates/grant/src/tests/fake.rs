@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The fake machine, three domains, and shorthand for requests.
 
+use super::turns;
 use crate::host::{Host, Limits};
 use crate::table::{FrameKind, GrantTable};
 use philoxen_abi::grant::{
@@ -10,6 +11,7 @@ use philoxen_abi::guest::FakeGuest;
 use philoxen_abi::hypercall::Budget;
 use philoxen_abi::memory::E820Entry;
 use philoxen_abi::{DomId, Errno, Flow, Mfn, Result};
+use philoxen_domain::destruction::{Destruction, Remains, Step};
 use philoxen_paging::audit::{Held, audit};
 use philoxen_paging::buddy::{Block, Buddy};
 use philoxen_paging::entry::{self, P, RW};
@@ -60,7 +62,12 @@ pub struct Fake {
     pub roots: [[VcpuRoots; VCPUS]; DOMAINS],
     pub tables: [Arc<GrantTable>; DOMAINS],
     pub gone: [AtomicBool; DOMAINS],
+    /// No processor has tables of theirs loaded any more.
+    still: [AtomicBool; DOMAINS],
     pub released: Mutex<Vec<DomId>>,
+    /// Domains end as the hypervisor ends them: by steps that the toolstack and the last user of a frame take.
+    pub ends_by_steps: AtomicBool,
+    pub ends: [Destruction; DOMAINS],
     pub free_at_start: u64,
 }
 
@@ -93,7 +100,10 @@ impl Fake {
             roots: Default::default(),
             tables: core::array::from_fn(|i| Arc::new(GrantTable::new(id(i), limits))),
             gone: Default::default(),
+            still: Default::default(),
             released: Mutex::new(Vec::new()),
+            ends_by_steps: AtomicBool::new(false),
+            ends: Default::default(),
         }));
         for who in 0..DOMAINS {
             let first = Self::first(who);
@@ -166,7 +176,10 @@ impl Fake {
     /// Lets the TLBs learn what the L1 tables say.
     pub fn speculate(&self) {
         for who in 0..DOMAINS {
-            if self.gone[who].load(Ordering::SeqCst) {
+            if [&self.gone, &self.still]
+                .iter()
+                .any(|end| end[who].load(Ordering::SeqCst))
+            {
                 continue;
             }
             for page in 0..512 {
@@ -200,6 +213,10 @@ impl Fake {
         });
         assert_eq!(wrong, Ok(0));
     }
+    /// Goes on with the end of domain `who`, whose vCPUs stand still; true if nothing is left to do but by users of its frames.
+    pub fn go_on(&'static self, who: usize) -> bool {
+        self.ends[who].go_on(&Ending { fake: self, who }, &mut Budget::new(20))
+    }
     /// Destroys domain `who` as the hypervisor does.
     pub fn destroy(&'static self, who: usize) {
         self.domains[who].set_dying();
@@ -211,6 +228,47 @@ impl Fake {
         self.tables[who].destroy(self);
         while relinquish(self, &self.domains[who], &mut Budget::new(50)) == Progress::Yield {}
         self.gone[who].store(true, Ordering::SeqCst);
+    }
+}
+
+/// A domain that is being destroyed.
+struct Ending {
+    fake: M,
+    who: usize,
+}
+
+impl Remains for Ending {
+    fn take(&self, step: Step, budget: &mut Budget) -> bool {
+        let (fake, who) = (self.fake, self.who);
+        turns::point();
+        let nothing_left = match step {
+            Step::Stop | Step::Events => true,
+            Step::Vcpus => {
+                for roots in &fake.roots[who] {
+                    mmuext::release_roots(fake, roots, budget);
+                }
+                fake.still[who].store(true, Ordering::SeqCst);
+                fake.flush_all();
+                true
+            }
+            Step::Grants => {
+                let done = fake.tables[who].release_mappings(fake, budget) == Progress::Done;
+                if done {
+                    fake.tables[who].destroy(fake);
+                }
+                done
+            }
+            Step::Memory => relinquish(fake, &fake.domains[who], budget) == Progress::Done,
+            Step::Users | Step::Gone => fake.tables[who].entries_in_use() == 0,
+        };
+        turns::point();
+        nothing_left
+    }
+    fn reached(&self, step: Step) {
+        if step == Step::Gone {
+            let gone = self.fake.gone[self.who].swap(true, Ordering::SeqCst);
+            assert!(!gone, "gone twice");
+        }
     }
 }
 
@@ -390,9 +448,11 @@ pub const RO: u32 = flag::READONLY;
 
 impl Machine for M {
     fn frames(&self) -> FrameTable {
+        turns::point();
         self.frames
     }
     fn words(&self, mfn: Mfn) -> &'static [AtomicU64; 512] {
+        turns::point();
         let fake: M = self;
         &fake.pages[mfn.0 as usize]
     }
@@ -417,11 +477,13 @@ impl Machine for M {
         self.clock.load(Ordering::SeqCst)
     }
     fn flush_since(&self, stamp: u64) {
+        turns::point();
         if self.flushed.load(Ordering::SeqCst) <= stamp {
             self.flush_all();
         }
     }
     fn flush_tlb(&self, _: &DomainMemory, _: FlushScope, what: Flush) {
+        turns::point();
         if what == Flush::All {
             self.flush_all();
         }
@@ -443,6 +505,7 @@ impl Machine for M {
     }
     fn relax(&self) {
         std::thread::yield_now();
+        turns::pass();
     }
     fn logs(&self) -> &'static AtomicU32 {
         // No domain has a log of writes.
@@ -465,12 +528,14 @@ impl Machine for M {
 
 impl Host for M {
     fn table(&self, id: DomId) -> Option<Arc<GrantTable>> {
+        turns::point();
         let index = id.0 as usize;
         let gone = self.gone.get(index)?.load(Ordering::SeqCst);
         (!gone).then(|| self.tables[index].clone())
     }
     fn copy(&self, to: (Mfn, u64), from: (Mfn, u64), len: u64) {
         assert!(to.1 + len <= 4096 && from.1 + len <= 4096);
+        turns::point();
         for index in 0..len {
             let (at, out) = (from.1 + index, to.1 + index);
             let byte = self.peek(from.0.0, at as usize / 8) >> (at % 8 * 8) & 0xff;
@@ -483,6 +548,9 @@ impl Host for M {
     }
     fn released(&self, granter: DomId) {
         self.released.lock().push(granter);
+        if self.ends_by_steps.load(Ordering::SeqCst) {
+            self.go_on(granter.0 as usize);
+        }
     }
 }
 

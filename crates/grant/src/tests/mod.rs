@@ -4,7 +4,9 @@
 mod advisories;
 mod fake;
 mod model;
+mod orders;
 mod shadow;
 mod status;
 mod threads;
+pub(crate) mod turns;
 mod versions;
