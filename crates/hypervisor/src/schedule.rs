@@ -321,10 +321,7 @@ pub fn set_affinity(vcpu: &Vcpu, mask: &CpuMask) -> Result<()> {
 /// Confines a domain's vCPUs to some processors.
 pub fn confine(domain: &Domain, pool: &CpuMask) {
     for vcpu in domain.vcpus() {
-        // The key of one that is gone may be another's already.
-        if vcpu_of(vcpu.key).is_some_and(|(held, _)| core::ptr::eq(&raw const *held, domain))
-            && let Ok(kick) = scheduler().confine(vcpu.key, pool, time::now())
-        {
+        if let Ok(kick) = scheduler().confine(vcpu.key, pool, time::now()) {
             follow(kick);
         }
     }
