@@ -138,6 +138,24 @@ in_state() { [[ $(state "$1") == $2 ]]; }
 # field <name> <column>: a number from `xl list`.
 field() { xl list "$1" | awk -v column="$2" 'NR == 2 { print $column }'; }
 
+# info <name>: what `xl info` says of it.
+info() { xl info | awk -F ' *: ' -v name="$1" '$1 == name { print $2 }'; }
+
+# up <domain> <number>: whether so many of its vCPUs are up.
+up() { test "$(xl vcpu-list "$1" | awk 'NR > 1 && $4 != "-" && $5 !~ /p/' | wc -l)" = "$2"; }
+
+# tenths <domain>: processor time it had so far, in tenths of a second.
+tenths() { field "$1" 6 | tr -d .; }
+
+# rate <domain> <seconds>: per cent of a processor that it gets. What reading the time takes itself is part of the time.
+rate() {
+    local before start
+    before=$(tenths "$1")
+    start=${EPOCHREALTIME/./}
+    sleep "$2"
+    echo $((($(tenths "$1") - before) * 10000000 / (${EPOCHREALTIME/./} - start)))
+}
+
 # free_memory: what the hypervisor has left or is scrubbing, in KiB (`xl info` rounds to MiB).
 free_memory() {
     PYTHONPATH=/usr/lib/xen-4.17/lib/python python3 -c '

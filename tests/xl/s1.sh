@@ -4,7 +4,6 @@
 
 . "$(dirname "$0")/lib.sh"
 
-info() { xl info | awk -F ' *: ' -v name="$1" '$1 == name { print $2 }'; }
 number() { [[ $(info "$1") =~ ^[0-9]+$ ]] && [ "$(info "$1")" -ge "$2" ]; }
 
 check info xl info

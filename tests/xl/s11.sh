@@ -7,9 +7,6 @@
 # credit2 <domain> <weight> <cap>: what xl shows.
 credit2() { xl sched-credit2 | grep -Eq "^$1 +[0-9]+ +$2 +$3\$"; }
 
-# tenths <domain>: processor time it had so far, in tenths of a second.
-tenths() { field "$1" 6 | tr -d .; }
-
 # share <seconds> [command]...: per cent of what both guests get that `one` gets, from before the command on.
 share() {
     local one two seconds=$1
@@ -21,15 +18,6 @@ share() {
     one=$(($(tenths one) - one))
     two=$(($(tenths two) - two))
     echo $((100 * one / (one + two)))
-}
-
-# rate <domain> <seconds>: per cent of a processor that it gets. What reading the time takes itself is part of the time.
-rate() {
-    local before start
-    before=$(tenths "$1")
-    start=${EPOCHREALTIME/./}
-    sleep "$2"
-    echo $((($(tenths "$1") - before) * 10000000 / (${EPOCHREALTIME/./} - start)))
 }
 
 between() { [ "$3" -ge "$1" ] && [ "$3" -le "$2" ]; }

@@ -4,7 +4,6 @@
 
 . "$(dirname "$0")/lib.sh"
 
-online() { test "$(xl vcpu-list two | awk 'NR > 1 && $5 != "--p" && $4 != "-"' | wc -l)" = "$1"; }
 pool_rate() { xl sched-credit2 -s -p Pool-0 | grep -q "ratelimit=$1us"; }
 
 config guest "memory = 160"
@@ -42,13 +41,13 @@ check destroy xl destroy guest
 
 check create-two create two
 check two-boots ready two
-check both-online online 2
+check both-online up two 2
 check vcpu-down xl vcpu-set two 1
-check one-online within 20 online 1
+check one-online within 20 up two 1
 check vcpu-up xl vcpu-set --ignore-host two 2
 # The kernel has it back, and leaves it to its user to start it.
 check vcpu-starts within 20 ask two 'echo 1 >/sys/devices/system/cpu/cpu1/online'
-check both-online-again within 20 online 2
+check both-online-again within 20 up two 2
 check runs-on-it ask two 'taskset 2 true && grep -q "^processor.*: 1" /proc/cpuinfo'
 check destroy-two xl destroy two
 check nothing-left within 10 alone

@@ -4,12 +4,10 @@
 
 . "$(dirname "$0")/lib.sh"
 
-cpus=$(xl info | awk '/^nr_cpus/ { print $3 }')
+cpus=$(info nr_cpus)
 
 # column <domain> <vCPU> <column>: of `xl vcpu-list`: 4 is the processor, 5 the state, 6 the time.
 column() { xl vcpu-list "$1" | awk -v vcpu="$2" -v column="$3" 'NR > 1 && $3 == vcpu { print $column }'; }
-# up <domain> <vCPUs>: whether so many are up.
-up() { test "$(xl vcpu-list "$1" | awk 'NR > 1 && $4 != "-" && $5 !~ /p/' | wc -l)" = "$2"; }
 # affinity <domain> <vCPU> <hard> <soft>
 affinity() { grep -Eq "^$1 +[0-9]+ +$2 .* $3 / $4\$" <<<"$(xl vcpu-list "$1")"; }
 

@@ -161,6 +161,20 @@ struct Vcpu {
 }
 
 impl Vcpu {
+    /// The guest masks port 1.
+    fn mask_port_1(&self) {
+        match self.layout {
+            Layout::TwoLevel => {
+                let masked = self.world.word(SHARED_INFO, shared_info::EVTCHN_MASK / 8);
+                masked.fetch_or(1 << 1, Ordering::SeqCst);
+            }
+            Layout::Fifo => {
+                let mask = u64::from(abi::MASKED) << 32;
+                self.world.word(ARRAY, 0).fetch_or(mask, Ordering::SeqCst);
+            }
+        }
+    }
+
     /// The way out of the hypervisor: delivers the upcall if it is due, and runs the guest's handler to its end.
     fn leave(&mut self) {
         while self.world.info().upcall_due() {
@@ -388,16 +402,7 @@ fn no_event_is_lost_against_unmask() {
     for layout in [Layout::TwoLevel, Layout::Fifo] {
         let guest = |vcpu: &mut Vcpu| {
             let world = vcpu.world.clone();
-            match vcpu.layout {
-                Layout::TwoLevel => {
-                    let masked = world.word(SHARED_INFO, shared_info::EVTCHN_MASK / 8);
-                    masked.fetch_or(1 << 1, Ordering::SeqCst);
-                }
-                Layout::Fifo => {
-                    let mask = u64::from(abi::MASKED) << 32;
-                    world.word(ARRAY, 0).fetch_or(mask, Ordering::SeqCst);
-                }
-            }
+            vcpu.mask_port_1();
             vcpu.wait();
             assert_eq!(world.events.unmask(&*world, 1), Ok(()));
             vcpu.leave();
@@ -413,16 +418,7 @@ fn a_poll_ends_with_its_event() {
         let guest = |vcpu: &mut Vcpu| {
             let world = vcpu.world.clone();
             world.info().set_upcall_mask(true);
-            match vcpu.layout {
-                Layout::TwoLevel => {
-                    let masked = world.word(SHARED_INFO, shared_info::EVTCHN_MASK / 8);
-                    masked.fetch_or(1 << 1, Ordering::SeqCst);
-                }
-                Layout::Fifo => {
-                    let mask = u64::from(abi::MASKED) << 32;
-                    world.word(ARRAY, 0).fetch_or(mask, Ordering::SeqCst);
-                }
-            }
+            vcpu.mask_port_1();
             vcpu.upcalls += 1;
             vcpu.poll(1);
         };

@@ -7,7 +7,7 @@
 . "$(dirname "$0")/bench.sh"
 
 # On a machine with several processors only what needs them.
-processors=$(xl info | awk '$1 == "nr_cpus" { print $3 }')
+processors=$(info nr_cpus)
 hogs=31
 seconds=10
 
